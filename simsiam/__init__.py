@@ -1,0 +1,1 @@
+"""SimSiam on CIFAR-10: the library behind the stages. Importing this package imports nothing."""

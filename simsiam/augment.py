@@ -1,0 +1,178 @@
+"""Random views of a batch of images, made by tensor operations on the batch's device.
+
+Every sample gets its own crop, flip, colours and blur; every random number comes from the generator handed in. Given
+the same parameters each operation equals torchvision's functional one on float images (tests/test_augment.py). One
+thing differs from torchvision's ColorJitter: the order of its four operations is drawn per batch, not per image.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, torchvision's weights
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """What a view goes through. A probability or strength of 0 leaves the operation out altogether."""
+
+    view_size: int  # side of the view in pixels
+    crop_scale: tuple[float, float]  # area of the crop as a share of the image's
+    flip: float  # probability of a horizontal flip
+    jitter: tuple[float, float, float, float]  # brightness, contrast, saturation, hue
+    jitter_probability: float
+    grey: float  # probability of losing all colour
+    blur: float  # probability of a 3x3 Gaussian blur
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+
+
+def random_view(images: Tensor, generator: Generator, settings: AugmentSettings) -> Tensor:
+    """One random view of each image.
+
+    images: (N, 3, S, S) uint8. Returns (N, 3, view_size, view_size) float32 in [0, 1], channels_last.
+    """
+    n, _, size, _ = images.shape
+
+    def chance(probability: float) -> Tensor:  # (N,) bool
+        return torch.rand(n, generator=generator, device=images.device) < probability
+
+    top, left, height, width = random_crop(n, size, settings.crop_scale, generator, images.device)
+    views = crop_resize(images.float() / 255, top, left, height, width, settings.view_size, chance(settings.flip))
+    if settings.jitter_probability > 0:
+        views = random_jitter(views, generator, settings.jitter, chance(settings.jitter_probability))
+    if settings.grey > 0:
+        views = torch.where(_per_sample(chance(settings.grey)), grey(views), views)
+    if settings.blur > 0:
+        low, high = settings.blur_sigma
+        sigma = low + (high - low) * torch.rand(n, generator=generator, device=images.device)
+        views = torch.where(_per_sample(chance(settings.blur)), blur(views, sigma), views)
+    return views.contiguous(memory_format=torch.channels_last)
+
+
+def random_crop(
+    n: int,
+    size: int,
+    scale: tuple[float, float],
+    generator: Generator,
+    device: torch.device,
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    tries: int = 10,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Crops as torchvision's RandomResizedCrop draws them: (top, left, height, width), each (N,) whole pixels.
+
+    Area uniform in `scale` times the image's, aspect ratio log-uniform in `ratio`; of `tries` draws the first that fits
+    inside the image counts, and where none does, the whole image.
+    """
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(n, tries, generator=generator, device=device)
+
+    area = uniform(*scale) * size * size
+    log_low, log_high = torch.log(torch.tensor(ratio)).tolist()
+    aspect = torch.exp(uniform(log_low, log_high))
+    widths, heights = torch.round(torch.sqrt(area * aspect)), torch.round(torch.sqrt(area / aspect))
+    fits = (widths >= 1) & (widths <= size) & (heights >= 1) & (heights <= size)
+    first = fits.int().argmax(1, keepdim=True)
+    whole = torch.full((n,), float(size), device=device)
+    width = torch.where(fits.any(1), widths.gather(1, first).squeeze(1), whole)
+    height = torch.where(fits.any(1), heights.gather(1, first).squeeze(1), whole)
+    corner = torch.rand(2, n, generator=generator, device=device)
+    top, left = torch.floor(corner[0] * (size - height + 1)), torch.floor(corner[1] * (size - width + 1))
+    return top, left, height, width
+
+
+def crop_resize(
+    images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, out: int, flip: Tensor
+) -> Tensor:
+    """Cut a box out of each image, resize it to out x out (bilinear, antialiased), mirror it where `flip` says so.
+
+    images: (N, C, S, S) float; top, left, height, width: (N,) pixels; flip: (N,) bool. Returns (N, C, out, out).
+    Resizing is linear and separable, so it is one matrix for the rows and one for the columns of each image.
+    """
+    size = images.shape[-1]
+    rows = _resize_matrix(top, height, size, out)
+    columns = _resize_matrix(left, width, size, out)
+    columns = torch.where(flip.view(-1, 1, 1), columns.flip(1), columns)
+    return rows.unsqueeze(1) @ images @ columns.transpose(1, 2).unsqueeze(1)
+
+
+def _resize_matrix(start: Tensor, length: Tensor, size: int, out: int) -> Tensor:
+    """(N, out, size) weights that resample `length` pixels from `start` on to `out` pixels with a triangle filter."""
+    start, length = start.view(-1, 1, 1), length.view(-1, 1, 1)
+    pixels = torch.arange(size, device=start.device).view(1, 1, -1)
+    scale = length / out
+    centre = start + scale * (torch.arange(out, device=start.device).view(1, -1, 1) + 0.5)
+    weights = (1 - (pixels + 0.5 - centre).abs() / scale.clamp(min=1)).clamp(min=0)
+    weights = weights * ((pixels >= start) & (pixels < start + length))
+    return weights / weights.sum(2, keepdim=True)
+
+
+def random_jitter(
+    images: Tensor, generator: Generator, strength: tuple[float, float, float, float], chosen: Tensor
+) -> Tensor:
+    """torchvision's ColorJitter for the chosen images: factors uniform in 1 +- strength, hue in +- strength."""
+    n, device = len(images), images.device
+    draws = 2 * torch.rand(4, n, generator=generator, device=device) - 1
+    draws = torch.where(chosen, draws, 0.0) * torch.tensor(strength, device=device).view(4, 1)
+    order = torch.rand(4, generator=generator, device=device).argsort().tolist()
+    for operation in order:
+        if operation == 0:
+            images = adjust_brightness(images, 1 + draws[0])
+        elif operation == 1:
+            images = adjust_contrast(images, 1 + draws[1])
+        elif operation == 2:
+            images = adjust_saturation(images, 1 + draws[2])
+        else:
+            images = adjust_hue(images, draws[3])
+    return images
+
+
+def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """images (N, 3, H, W) in [0, 1], factor (N,) >= 0. As torchvision's function of the name."""
+    return (images * _per_sample(factor)).clamp(0, 1)
+
+
+def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the mean grey level of the image. Shapes and range as adjust_brightness."""
+    mean = grey(images)[:, :1].mean((2, 3), keepdim=True)
+    return torch.lerp(mean, images, _per_sample(factor)).clamp(0, 1)
+
+
+def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the image's own grey version. Shapes and range as adjust_brightness."""
+    return torch.lerp(grey(images), images, _per_sample(factor)).clamp(0, 1)
+
+
+def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue by `shift` (N,) whole turns, in [-0.5, 0.5], keeping HSV's saturation and value."""
+    red, green, blue = images.unbind(1)
+    value, low = images.amax(1), images.amin(1)
+    chroma = value - low
+    safe = torch.where(chroma > 0, chroma, 1.0)
+    hue = torch.where(
+        value == red, (green - blue) / safe, torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4)
+    )
+    hue = hue.unsqueeze(1) + 6 * _per_sample(shift)
+    offsets = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
+    k = torch.remainder(hue + offsets, 6)
+    return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def grey(images: Tensor) -> Tensor:
+    """(N, 3, H, W) -> the luma of each pixel in all three channels."""
+    weights = torch.tensor(GREY, device=images.device).view(1, 3, 1, 1)
+    return (images * weights).sum(1, keepdim=True).expand_as(images)
+
+
+def blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """3x3 Gaussian blur with a sigma (N,) of its own for each image, edges reflected."""
+    side = _per_sample(torch.exp(-0.5 / sigma**2))
+    side, middle = side / (1 + 2 * side), 1 / (1 + 2 * side)
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
+    rows = side * (padded[:, :, :-2] + padded[:, :, 2:]) + middle * padded[:, :, 1:-1]
+    return side * (rows[..., :-2] + rows[..., 2:]) + middle * rows[..., 1:-1]
+
+
+def _per_sample(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)

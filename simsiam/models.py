@@ -1,0 +1,207 @@
+"""The networks: a ResNet backbone, the projector and predictor heads, and SimSiam made of the three.
+
+Every ReLU is a module of its own, not in place, and residuals are added out of place: `shap.DeepExplainer` hooks
+modules, and with a shared or functional ReLU its values silently stop adding up.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from simsiam.checkpoint import load_weights, save_weights
+from simsiam.errors import UserError
+
+BLOCKS_PER_STAGE = {10: 1, 18: 2}  # depth -> basic blocks in each of the four stages
+# Mean and standard deviation of each channel that standardise images in [0, 1].
+NORMALISATION = {
+    "cifar10": ((0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159)),  # of the 50,000 training images
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+SMALLEST_BOTTLENECK = 32
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """All that it takes to build an encoder again.
+
+    stem: "imagenet" is torchvision's 7x7 stride 2 and max-pool; "cifar" is 3x3 stride 1 without pooling (Chen & He,
+    appendix D); "strided" is 3x3 stride 2 without pooling, a quarter of the "cifar" work.
+    """
+
+    latent_dim: int
+    stem: Literal["imagenet", "cifar", "strided"]
+    depth: Literal[10, 18]
+    width: int  # channels of the first stage; the pooled features have 8 times as many
+    normalisation: Literal["cifar10", "half"]
+    projector_layers: int
+    projector_hidden: int
+    seed: int  # of the initial weights
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 2)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu2 = nn.ReLU()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu1(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return self.relu2(out + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """Images (N, 3, H, W) in [0, 1] -> pooled features (N, 8 * width), non-negative.
+
+    It standardises the channels itself, so callers always hand over plain images. Initialised as torchvision's, with
+    zero as the last BatchNorm weight of each block, so that a block starts as its shortcut.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__()
+        width = settings.width
+        self.dim = 8 * width
+        mean, std = NORMALISATION[settings.normalisation]
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        if settings.stem == "imagenet":
+            first = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        else:
+            first = nn.Conv2d(3, width, 3, 1 if settings.stem == "cifar" else 2, 1, bias=False)
+        layers: list[nn.Module] = [first, nn.BatchNorm2d(width), nn.ReLU()]
+        if settings.stem == "imagenet":
+            layers.append(nn.MaxPool2d(3, 2, 1))
+        inputs = width
+        for stage in range(4):
+            outputs = width * 2**stage
+            for block in range(BLOCKS_PER_STAGE[settings.depth]):
+                layers.append(BasicBlock(inputs, outputs, stride=2 if stage > 0 and block == 0 else 1))
+                inputs = outputs
+        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.layers((images - self.mean) / self.std)
+        return features
+
+
+def projector(inputs: int, hidden: int, latent_dim: int, layers: int) -> nn.Sequential:
+    """(N, inputs) -> latent (N, latent_dim). BatchNorm after every layer, the last without affine; ReLU between.
+
+    Chen & He 2020, section 3, "Baseline settings"; appendix D uses two layers on CIFAR-10.
+    """
+    modules: list[nn.Module] = []
+    for _ in range(layers - 1):
+        modules += [nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
+        inputs = hidden
+    return nn.Sequential(*modules, nn.Linear(inputs, latent_dim, bias=False), nn.BatchNorm1d(latent_dim, affine=False))
+
+
+def predictor(latent_dim: int, hidden: int) -> nn.Sequential:
+    """Latent (N, d) -> prediction (N, d) through a bottleneck; no BatchNorm on the output (Chen & He, section 4.4)."""
+    return nn.Sequential(
+        nn.Linear(latent_dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, latent_dim)
+    )
+
+
+def bottleneck(latent_dim: int) -> int:
+    """Hidden units of the predictor: d/4 as in the paper's appendix B, but never under 32.
+
+    The paper's d is 2048, where a quarter still makes a wide layer. At d = 2 a quarter is no unit at all, and a few units
+    behind BatchNorm and ReLU are easily dead; 32 train at every d from 2 on.
+    """
+    return max(latent_dim // 4, SMALLEST_BOTTLENECK)
+
+
+class Encoder(nn.Module):
+    """Backbone and projector: images (N, 3, H, W) in [0, 1] -> features (N, 8 * width) and latent (N, latent_dim)."""
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        with seeded(settings.seed):
+            self.backbone = ResNet(settings)
+            self.projector = projector(
+                self.backbone.dim, settings.projector_hidden, settings.latent_dim, settings.projector_layers
+            )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.backbone(images)
+        return features, self.projector(features)
+
+
+class SimSiam(nn.Module):
+    """An encoder and its predictor: two views -> predictions p1, p2 and latents z1, z2 (Chen & He, Algorithm 1)."""
+
+    def __init__(self, encoder: Encoder, predictor_hidden: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        with seeded(encoder.settings.seed):
+            self.predictor = predictor(encoder.settings.latent_dim, predictor_hidden)
+
+    def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        z1, z2 = self.encoder(view1)[1], self.encoder(view2)[1]
+        return self.predictor(z1), self.predictor(z2), z1, z2
+
+
+class Classifier(nn.Module):
+    """Images -> logits (N, classes): a linear layer on an encoder's latent. What SHAP explains."""
+
+    def __init__(self, encoder: Encoder, head: nn.Linear) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(images)[1])
+        return logits
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw initial weights from `seed`, leaving torch's global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def save_encoder(path: Path, encoder: Encoder) -> None:
+    """Write the encoder's settings and weights, atomically."""
+    save_weights(path, {"settings": asdict(encoder.settings), "weights": encoder.state_dict()})
+
+
+def load_encoder(path: Path) -> Encoder:
+    """Build the encoder that a file describes. Raises UserError when the file is missing, damaged or something else."""
+    return encoder_from(load_weights(path), path)
+
+
+def encoder_from(content: dict[str, Any], path: Path) -> Encoder:
+    """Build the encoder from `settings` and `weights` as read from `path`, which the error names."""
+    try:
+        encoder = Encoder(EncoderSettings(**content["settings"]))
+        encoder.load_state_dict(content["weights"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path} does not hold an encoder ({reason}): delete it and run `dvc repro`") from None
+    return encoder

@@ -1,0 +1,195 @@
+"""The schema of params.yaml: every key that may be set, its type and its range. Only stages import it."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from simsiam.errors import UserError
+
+TRAIN_IMAGES = 50_000
+TEST_IMAGES = 10_000
+
+Positive = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0, le=1)]
+LearningRate = Annotated[float, Field(gt=0, le=100)]
+BatchSize = Annotated[int, Field(ge=2, le=TRAIN_IMAGES)]
+HeldOut = Annotated[int, Field(ge=10, lt=TRAIN_IMAGES)]
+LatentDim = Annotated[int, Field(ge=1, le=65_536)]
+RecipeName = Literal["laptop", "report", "paper"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class Section(BaseModel):
+    """Closed and strict: an unknown key, or a string where a number belongs, is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Data(Section):
+    source: Annotated[str, Field(min_length=1)]
+
+
+class Embed(Section):
+    knn_k: Annotated[int, Field(ge=1, le=TRAIN_IMAGES)]
+    knn_temperature: Annotated[float, Field(gt=0)]
+    queries: list[Annotated[int, Field(ge=0, lt=TEST_IMAGES)]] = Field(min_length=1, max_length=20)
+
+
+class LinearEval(Section):
+    epochs: Positive
+    batch_size: BatchSize
+    lr: list[LearningRate] = Field(min_length=1)
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    held_out: HeldOut
+
+
+class Project(Section):
+    points: Annotated[int, Field(ge=50, le=TEST_IMAGES)]
+    perplexity: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _perplexity_fits(self) -> Self:
+        if self.perplexity >= self.points:
+            raise ValueError(f"perplexity must be smaller than points ({self.points})")
+        return self
+
+
+class Explain(Section):
+    images: list[Annotated[int, Field(ge=0, lt=TEST_IMAGES)]] = Field(min_length=1, max_length=100)
+    outputs: Annotated[int, Field(ge=1, le=10)]
+    background: Annotated[int, Field(ge=10, le=10_000)]
+
+
+class Report(Section):
+    title: Annotated[str, Field(min_length=1)]
+
+
+class Model(Section):
+    stem: Literal["imagenet", "cifar", "strided"]
+    depth: Literal[10, 18]
+    width: Annotated[int, Field(ge=1, le=1024)]
+    normalisation: Literal["cifar10", "half"]
+    projector_layers: Annotated[int, Field(ge=1, le=10)]
+    projector_hidden: Positive
+    predictor_hidden: Positive | None
+
+
+class Augment(Section):
+    view_size: Annotated[int, Field(ge=8, le=32)]
+    crop_scale: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=2, max_length=2)
+    flip: Probability
+    jitter: list[Strength] = Field(min_length=4, max_length=4)
+    jitter_probability: Probability
+    grey: Probability
+    blur: Probability
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise ValueError("crop_scale must be [smallest, largest]")
+        if self.jitter[3] > 0.5:
+            raise ValueError("the last number of jitter (hue) must be at most 0.5 turns")
+        return self
+
+
+class Pretrain(Section):
+    epochs: Positive
+    batch_size: BatchSize
+    lr: LearningRate
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    predictor_lr: Literal["constant", "cosine"]
+    precision: Precision
+    augment: Augment
+
+
+class Finetune(Section):
+    epochs: Positive
+    batch_size: BatchSize
+    lr: list[LearningRate] = Field(min_length=1)
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    held_out: HeldOut
+    precision: Precision
+    augment: Augment
+
+
+class Recipe(Section):
+    model: Model
+    pretrain: Pretrain
+    finetune: Finetune
+
+
+class Recipes(Section):
+    laptop: Recipe
+    report: Recipe
+    paper: Recipe
+
+
+class Ablation(Section):
+    recipe: list[RecipeName] = Field(min_length=1)
+    latent_dim: list[LatentDim] = Field(min_length=1)
+    stop_gradient: list[bool] = Field(min_length=1)
+    seed: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    recipe: RecipeName
+    latent_dim: LatentDim
+    stop_gradient: bool
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    data: Data
+    embed: Embed
+    linear_eval: LinearEval
+    project: Project
+    explain: Explain
+    report: Report
+    recipes: Recipes
+    ablation: Ablation
+
+    @property
+    def chosen(self) -> Recipe:
+        """The recipe that `recipe` names."""
+        recipe: Recipe = getattr(self.recipes, self.recipe)
+        return recipe
+
+
+def load(path: Path) -> Params:
+    """Read and check params.yaml as YAML 1.2. Raises UserError with one line on the first thing that is wrong."""
+    try:
+        content = YAML(typ="safe").load(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run this from the folder that holds params.yaml") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    return check(content, path.name)
+
+
+def check(content: Any, name: str = "params.yaml") -> Params:
+    """Turn a parsed params.yaml into Params. Raises UserError naming the key, its value and what is allowed."""
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(_keys_beside(first["loc"]))
+            raise UserError(f"{name}: unknown key {key}: allowed here are {known}") from None
+        if first["type"] == "missing":
+            raise UserError(f"{name}: {key} is missing") from None
+        allowed = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+        raise UserError(f"{name}: {key or 'the whole file'} is {first['input']!r}: {allowed}") from None
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    section: Any = Params
+    for part in location[:-1]:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)
