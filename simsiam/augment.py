@@ -82,9 +82,7 @@ def random_crop(
     return top, left, height, width
 
 
-def crop_resize(
-    images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, out: int, flip: Tensor
-) -> Tensor:
+def crop_resize(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, out: int, flip: Tensor) -> Tensor:
     """Cut a box out of each image, resize it to out x out (bilinear, antialiased), mirror it where `flip` says so.
 
     images: (N, C, S, S) float; top, left, height, width: (N,) pixels; flip: (N,) bool. Returns (N, C, out, out).

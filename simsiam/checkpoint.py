@@ -21,9 +21,13 @@ from simsiam.files import atomic_write, sha256, sha256_file
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
 
 
-def fingerprint(settings: dict[str, Any], data: dict[str, str], modules: list[str]) -> str:
-    """16 hexadecimal digits of the settings, the data's digests and the source code of the named modules."""
-    code = {name: sha256_file(Path(str(sys.modules[name].__file__))) for name in modules}
+def fingerprint(settings: list[Any], data: dict[str, str]) -> str:
+    """16 hexadecimal digits of the settings, the data's digests and the source of every simsiam module imported so far.
+
+    The schema of params.yaml is left out: what of it matters is in the settings.
+    """
+    names = sorted(name for name in sys.modules if name.startswith("simsiam.") and name != "simsiam.params")
+    code = {name: sha256_file(Path(str(sys.modules[name].__file__))) for name in names}
     return sha256(json.dumps([settings, data, code], sort_keys=True).encode())[:16]
 
 
@@ -72,5 +76,5 @@ def load_weights(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: `dvc repro` makes it") from None
     except Exception as error:  # torch, pickle and zipfile each have errors of their own
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} was refused ({reason}): delete it and run `dvc repro`") from None

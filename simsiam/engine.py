@@ -152,7 +152,7 @@ def train(
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                     loss, extras = loss_of(batch, generator)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 done += 1
 

@@ -21,7 +21,7 @@ def extract(
     encoder.to(images.device).eval()
     features, latents = [], []
     with torch.inference_mode(), progress(len(images), name) as bar:
-        for batch in images.split(batch_size):
+        for batch in torch.split(images, batch_size):
             h, z = encoder(batch.float().div(255).contiguous(memory_format=torch.channels_last))
             features.append(h.cpu())
             latents.append(z.cpu())

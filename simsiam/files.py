@@ -1,8 +1,10 @@
 """Files that are either whole or not there, and their digests."""
 
 import contextlib
+import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -59,7 +61,7 @@ def read_json(path: Path) -> Any:
 def write_npz(path: Path, **arrays: NDArray[Any]) -> None:
     """Write arrays as an uncompressed npz, atomically. The same arrays give the same bytes."""
     with atomic_write(path) as file:
-        np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
@@ -82,3 +84,12 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_csv(path: Path, rows: list[dict[str, float]]) -> None:
+    """Write rows with the same keys as CSV with a header, atomically. Raises ValueError when the keys differ."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, rows[0] if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())

@@ -48,14 +48,16 @@ def finetune(
     store_for: gives each training, by its name, the place of its checkpoints.
     """
     accuracies: dict[float, float] = {}
+    targets = torch.from_numpy(labels).long().to(images.device)
 
-    def fit(indices: NDArray[np.int64], lr: float, name: str, report: Callable[[list[Record]], None]) -> tuple[Classifier, Result]:
+    def fit(
+        indices: NDArray[np.int64], lr: float, name: str, report: Callable[[list[Record]], None]
+    ) -> tuple[Classifier, Result]:
         with seeded(settings.seed):
             head = nn.Linear(encoder.settings.latent_dim, len(CLASSES))
         classifier = Classifier(copy.deepcopy(encoder), head)
-        classifier.to(images.device, memory_format=torch.channels_last)
+        classifier.to(images.device).to(memory_format=torch.channels_last)
         chosen = torch.from_numpy(indices)
-        targets = torch.from_numpy(labels).long().to(images.device)
 
         def loss_of(batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
             batch = chosen[batch]
@@ -85,9 +87,7 @@ def finetune(
     return Finetuned(classifier, best, accuracies, result)
 
 
-def predict(
-    classifier: Classifier, images: Tensor
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+def predict(classifier: Classifier, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Logits (N, classes), backbone features and latents of images (N, 3, S, S) uint8, in evaluation mode."""
     features, latents = extract(classifier.encoder, images, name="predict")
     with torch.inference_mode():

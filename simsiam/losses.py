@@ -14,9 +14,8 @@ def negative_cosine(p: Tensor, z: Tensor, *, stop_gradient: bool = True) -> Tens
 
 def simsiam_loss(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor, *, stop_gradient: bool = True) -> Tensor:
     """D(p1, z2)/2 + D(p2, z1)/2, the paper's equations 2 and 4. All (N, d); -1 is perfect agreement."""
-    return (
-        negative_cosine(p1, z2, stop_gradient=stop_gradient) + negative_cosine(p2, z1, stop_gradient=stop_gradient)
-    ) / 2
+    return (negative_cosine(p1, z2, stop_gradient=stop_gradient) + negative_cosine(p2, z1, stop_gradient=stop_gradient)) / 2
+
 
 def z_std(z: Tensor) -> Tensor:
     """Standard deviation of l2-normalised latents, averaged over dimensions, times sqrt(d).

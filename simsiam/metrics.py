@@ -4,10 +4,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.manifold import trustworthiness
-from sklearn.metrics import silhouette_score
-from sklearn.model_selection import cross_val_score
-from sklearn.neighbors import KNeighborsClassifier
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 Labels = NDArray[np.uint8]
@@ -27,15 +23,13 @@ def nearest(bank: Floats, queries: Floats, k: int) -> tuple[NDArray[np.float32],
     k = min(k, len(bank))
     normalised = F.normalize(torch.from_numpy(bank).float(), dim=1).T
     similarities, indices = zip(
-        *((F.normalize(chunk, dim=1) @ normalised).topk(k) for chunk in torch.from_numpy(queries).float().split(500)),
+        *((F.normalize(chunk, dim=1) @ normalised).topk(k) for chunk in torch.split(torch.from_numpy(queries).float(), 500)),
         strict=True,
     )
     return torch.cat(similarities).numpy(), torch.cat(indices).numpy()
 
 
-def knn_accuracy(
-    bank: Floats, bank_labels: Labels, queries: Floats, labels: Labels, *, k: int, temperature: float
-) -> float:
+def knn_accuracy(bank: Floats, bank_labels: Labels, queries: Floats, labels: Labels, *, k: int, temperature: float) -> float:
     """Top-1 of the weighted kNN classifier (Wu et al. 2018, section 3.4): neighbours vote with exp(cosine / T)."""
     similarities, indices = nearest(bank, queries, k)
     weights = np.exp(similarities / temperature)
@@ -58,18 +52,3 @@ def spectrum(features: Floats) -> NDArray[np.float64]:
     """Eigenvalues of the features' covariance as shares of the total variance, largest first: (d,), sums to 1."""
     eigenvalues = np.linalg.eigvalsh(np.atleast_2d(np.cov(features.astype(np.float64), rowvar=False)))[::-1].clip(0)
     return eigenvalues / max(eigenvalues.sum(), 1e-300)
-
-
-def silhouette(features: Floats, labels: Labels) -> float:
-    """Mean silhouette of the classes as clusters, Euclidean, in [-1, 1]; 0 is overlap (Rousseeuw 1987)."""
-    return float(silhouette_score(features, labels))
-
-
-def knn_in_plane(points: Floats, labels: Labels, k: int = 10) -> float:
-    """Top-1 of a k-nearest-neighbour vote among the points of a map, 5-fold cross-validated."""
-    return float(cross_val_score(KNeighborsClassifier(k), points, labels, cv=5).mean())
-
-
-def map_trustworthiness(features: Floats, points: Floats, k: int = 10) -> float:
-    """How far the k neighbours on the map are neighbours in the features too, in [0, 1] (Venna & Kaski 2001)."""
-    return float(trustworthiness(features, points, n_neighbors=k))

@@ -1,9 +1,9 @@
 """The schema of params.yaml: every key that may be set, its type and its range. Only stages import it."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -18,7 +18,7 @@ Strength = Annotated[float, Field(ge=0, le=1)]
 LearningRate = Annotated[float, Field(gt=0, le=100)]
 BatchSize = Annotated[int, Field(ge=2, le=TRAIN_IMAGES)]
 HeldOut = Annotated[int, Field(ge=10, lt=TRAIN_IMAGES)]
-LatentDim = Annotated[int, Field(ge=1, le=65_536)]
+LatentDim = Annotated[int, Field(ge=2, le=65_536)]
 RecipeName = Literal["laptop", "report", "paper"]
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -52,11 +52,13 @@ class Project(Section):
     points: Annotated[int, Field(ge=50, le=TEST_IMAGES)]
     perplexity: Annotated[float, Field(gt=0)]
 
-    @model_validator(mode="after")
-    def _perplexity_fits(self) -> Self:
-        if self.perplexity >= self.points:
-            raise ValueError(f"perplexity must be smaller than points ({self.points})")
-        return self
+    @field_validator("perplexity")
+    @classmethod
+    def _fits(cls, perplexity: float, info: ValidationInfo) -> float:
+        points = info.data.get("points", perplexity + 1)
+        if perplexity >= points:
+            raise ValueError(f"it should be smaller than project.points, which is {points}")
+        return perplexity
 
 
 class Explain(Section):
@@ -72,7 +74,8 @@ class Report(Section):
 class Model(Section):
     stem: Literal["imagenet", "cifar", "strided"]
     depth: Literal[10, 18]
-    width: Annotated[int, Field(ge=1, le=1024)]
+    # Below 8, torch 2.14.1 leaves the gradient of a strided 1x1 convolution in channels_last unset on the CPU.
+    width: Annotated[int, Field(ge=8, le=1024)]
     normalisation: Literal["cifar10", "half"]
     projector_layers: Annotated[int, Field(ge=1, le=10)]
     projector_hidden: Positive
@@ -88,13 +91,19 @@ class Augment(Section):
     grey: Probability
     blur: Probability
 
-    @model_validator(mode="after")
-    def _in_range(self) -> Self:
-        if self.crop_scale[0] > self.crop_scale[1]:
-            raise ValueError("crop_scale must be [smallest, largest]")
-        if self.jitter[3] > 0.5:
-            raise ValueError("the last number of jitter (hue) must be at most 0.5 turns")
-        return self
+    @field_validator("crop_scale")
+    @classmethod
+    def _in_order(cls, scale: list[float]) -> list[float]:
+        if scale[0] > scale[1]:
+            raise ValueError("it should be [smallest, largest]")
+        return scale
+
+    @field_validator("jitter")
+    @classmethod
+    def _hue_is_half_a_turn_at_most(cls, jitter: list[float]) -> list[float]:
+        if jitter[3] > 0.5:
+            raise ValueError("its last number (hue, in turns) should be at most 0.5")
+        return jitter
 
 
 class Pretrain(Section):

@@ -28,7 +28,7 @@ def pretrain(
     images: (N, 3, S, S) uint8 on the device to train on. Records carry `loss` and `z_std`, means over an epoch's steps.
     Raises UserError when the loss is not finite, and Interrupted, once saved, when asked to stop.
     """
-    model.to(images.device, memory_format=torch.channels_last)
+    model.to(images.device).to(memory_format=torch.channels_last)
 
     def loss_of(batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         x = images[batch]

@@ -1,0 +1,30 @@
+# make repro: set up and run the pipeline.   make test: set up and pass the tests.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: repro test
+
+repro: .venv/installed .git
+	dvc repro
+	@echo "The report is reports/index.html"
+
+test: .venv/installed .git
+	ruff check .
+	ruff format --check .
+	mypy
+	python -m pytest
+
+# uv installs in parallel; where it cannot reach a package index that pip is set up for, pip does the same.
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is `$(PYTHON) -V 2>&1`. Say which: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv --clear .venv || \
+		{ echo "Python could not make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
+	python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	uv pip install --requirement requirements.txt || python -m pip install --requirement requirements.txt
+	@touch $@
+
+.git:
+	@echo "This folder has no .git, and DVC needs one. Clone the repository instead of downloading an archive of it,"
+	@echo "or make this a repository:  git init && git add --all && git commit --message start"
+	@exit 1

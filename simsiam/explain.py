@@ -1,0 +1,46 @@
+"""SHAP values of an image classifier, with proof that they add up."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import shap
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from simsiam.errors import UserError
+from simsiam.models import Classifier
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What each channel of each pixel adds to each logit, compared with the background."""
+
+    values: NDArray[np.float32]  # (N, 3, H, W, classes)
+    expected: NDArray[np.float32]  # (classes,): mean logits of the background
+    logits: NDArray[np.float32]  # (N, classes)
+    residual: float  # largest |sum of values + expected - logit|, over images and classes
+
+
+def explain(classifier: Classifier, images: Tensor, background: Tensor, *, name: str) -> Explanation:
+    """DeepExplainer values (Lundberg & Lee 2017, section 4.2) of every logit for images (N, 3, H, W) in [0, 1].
+
+    background: (B, 3, H, W), a sample of what images look like. Raises UserError when shap finds that the values do not
+    add up to the logits.
+    """
+    # shap hooks modules one by one and wants each to return a tensor, so it gets the three parts in a row.
+    network = nn.Sequential(classifier.encoder.backbone, classifier.encoder.projector, classifier.head).eval()
+    explainer = shap.DeepExplainer(network, background)
+    values = []
+    try:
+        for image in tqdm(images, desc=f"explain {name}", unit=" images"):
+            values.append(explainer.shap_values(image.unsqueeze(0), check_additivity=True)[0])
+    except AssertionError as error:
+        raise UserError(f"explain: the SHAP values of the {name} network do not add up: {error}") from None
+    with torch.inference_mode():
+        logits = network(images).cpu().numpy()
+        expected = network(background).mean(0).cpu().numpy()
+    stacked = np.stack(values).astype(np.float32)
+    residual = np.abs(stacked.sum((1, 2, 3), dtype=np.float64) + expected - logits).max()
+    return Explanation(stacked, expected, logits, float(residual))

@@ -1,0 +1,48 @@
+"""Features on a plane, and how much of them the plane keeps."""
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE, trustworthiness
+from sklearn.metrics import silhouette_score
+from sklearn.model_selection import cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from simsiam.metrics import Floats, Labels
+
+
+def pca(features: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Principal components of features (N, d): coordinates (N, min(N, d)), and each component's share of the variance.
+
+    Features without any variance, as of a collapsed encoder, give shares of 0.
+    """
+    model = PCA(svd_solver="full")
+    coordinates = model.fit_transform(features.astype(np.float64))
+    return coordinates, np.nan_to_num(model.explained_variance_ratio_)
+
+
+def tsne(features: Floats, *, perplexity: float, seed: int) -> NDArray[np.float32]:
+    """t-SNE coordinates (N, 2) of features (N, d), scikit-learn's Barnes-Hut method started from PCA.
+
+    More than 50 dimensions are first reduced to 50 principal components, as van der Maaten & Hinton 2008, section 4.2, do
+    with 30. Raises ValueError when perplexity is not smaller than N.
+    """
+    reduced = pca(features)[0][:, :50]
+    model = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed, n_jobs=-1)
+    coordinates: NDArray[np.float32] = model.fit_transform(reduced.astype(np.float32))
+    return coordinates
+
+
+def silhouette(features: Floats, labels: Labels) -> float:
+    """Mean silhouette of the classes as clusters, Euclidean, in [-1, 1]; 0 is overlap (Rousseeuw 1987)."""
+    return float(silhouette_score(features, labels))
+
+
+def knn_in_plane(points: Floats, labels: Labels, k: int = 10) -> float:
+    """Top-1 of a k-nearest-neighbour vote among the points of a map, 5-fold cross-validated."""
+    return float(cross_val_score(KNeighborsClassifier(k), points, labels, cv=5).mean())
+
+
+def map_trustworthiness(features: Floats, points: Floats, k: int = 10) -> float:
+    """How far the k neighbours on the map are neighbours in the features too, in [0, 1] (Venna & Kaski 2001)."""
+    return float(trustworthiness(features, points, n_neighbors=k))

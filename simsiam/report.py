@@ -1,0 +1,51 @@
+"""Numbers and figures -> one self-contained page. Knows no torch."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+HERE = Path(__file__).parent
+Metrics = dict[str, Any]
+
+
+def published() -> pd.DataFrame:
+    """The published results beside which ours are shown, each with its source (published.csv)."""
+    return pd.read_csv(HERE / "published.csv", dtype={"table": str, "frozen": bool, "stop_gradient": bool})
+
+
+def accuracy_rows(metrics: Metrics) -> list[tuple[str, float, str]]:
+    """(name, top-1, group) of everything measured on the test images, for a chart."""
+    linear, knn = metrics["linear_eval"], metrics["embed"]["knn"]
+    return [
+        ("linear on backbone", linear["backbone"]["top1"], "trained"),
+        ("linear on latent", linear["latent"]["top1"], "trained"),
+        ("kNN on backbone", knn["backbone"], "trained"),
+        ("kNN on latent", knn["latent"], "trained"),
+        ("linear on random encoder's backbone", linear["random"]["top1"], "random"),
+        ("linear on random encoder's latent", linear["random_latent"]["top1"], "random"),
+        ("kNN on random encoder's backbone", knn["random"], "random"),
+        ("fine-tuned", metrics["finetune"]["top1"], "finetuned"),
+    ]
+
+
+def render(title: str, metrics: Metrics, figures: dict[str, bytes], parameters: str) -> str:
+    """The page as HTML.
+
+    metrics: every stage's, by the stage's name; figures: PNG bytes by name; parameters: the settings that ran, as YAML.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.filters["percent"] = lambda value: f"{value:.1%}"
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        metrics=metrics,
+        run=metrics["pretrain"]["run"][0],
+        stages={name: content["run"][0] for name, content in metrics.items()},
+        figures={name: "data:image/png;base64," + base64.b64encode(content).decode() for name, content in figures.items()},
+        parameters=parameters,
+        published=published().astype(object).where(lambda frame: frame.notna(), None).to_dict("records"),
+    )

@@ -1,0 +1,64 @@
+"""Fine-tune the whole network with a linear head on the latent: python -m stages.finetune"""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from simsiam.augment import AugmentSettings
+from simsiam.checkpoint import Store, fingerprint, save_weights
+from simsiam.data import SHA256, load, to_tensor
+from simsiam.engine import Record, TrainSettings, pick_device
+from simsiam.files import sha256_file, write_csv, write_npz
+from simsiam.finetune import finetune as train_classifier
+from simsiam.finetune import predict
+from simsiam.metrics import top_k
+from simsiam.models import load_encoder
+from simsiam.params import Params
+from stages.common import Metrics, main
+
+
+def finetune(params: Params, root: Path) -> Metrics:
+    """Write models/finetuned.pt, the curve, and the fine-tuned features of the test images as data/finetuned.npz."""
+    data, device, chosen = load(root / "data/cifar10.npz"), pick_device(), params.chosen.finetune
+    settings = TrainSettings(seed=params.seed, lr=chosen.lr[0], **chosen.model_dump(exclude={"lr", "held_out", "augment"}))
+    augment = AugmentSettings(**chosen.augment.model_dump())
+    inputs = SHA256 | {"encoder": sha256_file(root / "models/encoder.pt")}
+    identity = [asdict(settings), asdict(augment), chosen.lr, chosen.held_out]
+    folder = root / ".checkpoints/finetune" / fingerprint(identity, inputs)
+
+    def write_curve(records: list[Record]) -> None:
+        write_csv(root / "reports/curves/finetune.csv", records)
+
+    tuned = train_classifier(
+        load_encoder(root / "models/encoder.pt"),
+        to_tensor(data.x_train, device),
+        data.y_train,
+        augment=augment,
+        settings=settings,
+        lrs=chosen.lr,
+        held_out=chosen.held_out,
+        store_for=lambda name: Store(folder / name),
+        on_epoch=write_curve,
+    )
+    scores, backbone, latent = predict(tuned.classifier, to_tensor(data.x_test, device))
+    encoder, head = tuned.classifier.encoder, tuned.classifier.head
+    save_weights(
+        root / "models/finetuned.pt",
+        {"settings": asdict(encoder.settings), "weights": encoder.state_dict(), "head": head.state_dict()},
+    )
+    write_npz(root / "data/finetuned.npz", backbone_test=backbone, latent_test=latent)
+    print(f"finetune: {top_k(scores, data.y_test, 1):.1%} of the test images right", file=sys.stderr)
+    return {
+        "top1": top_k(scores, data.y_test, 1),
+        "top5": top_k(scores, data.y_test, 5),
+        "loss": tuned.result.records[-1]["loss"],
+        "epochs": settings.epochs,
+        "lr": tuned.lr,
+        "seconds": round(tuned.result.seconds, 1),
+        "images_per_second": round(tuned.result.images_per_second, 1),
+        "held_out": [{"lr": lr, "top1": top1} for lr, top1 in tuned.held_out_top1.items()],
+    }
+
+
+if __name__ == "__main__":
+    main(finetune)

@@ -1,0 +1,48 @@
+"""The results on one page: python -m stages.report"""
+
+import io
+from pathlib import Path
+
+import pandas as pd
+from ruamel.yaml import YAML
+
+from simsiam.files import read_json, write_text
+from simsiam.params import Params
+from simsiam.plots import accuracies_figure, curves_figure, save
+from simsiam.report import accuracy_rows, render
+from stages.common import Metrics, main
+
+STAGES = ("download", "pretrain", "embed", "linear_eval", "finetune", "project", "explain")
+
+
+def report(params: Params, root: Path) -> None:
+    """Write reports/index.html with all that the other stages found, and the last two figures."""
+    metrics: Metrics = {}
+    for stage in STAGES:
+        metrics |= read_json(root / f"reports/metrics/{stage}.json")
+    figures = root / "reports/figures"
+    curves = root / "reports/curves"
+    save(figures / "curves.png", curves_figure(pd.read_csv(curves / "pretrain.csv"), pd.read_csv(curves / "finetune.csv")))
+    save(figures / "accuracies.png", accuracies_figure(accuracy_rows(metrics)))
+    names = ("accuracies", "confusion", "curves", "latent_plane", "maps", "neighbours", "shap", "spectrum", "variance")
+    page = render(
+        params.report.title,
+        metrics,
+        {name: (figures / f"{name}.png").read_bytes() for name in names},
+        settings_that_ran(params),
+    )
+    write_text(root / "reports/index.html", page)
+
+
+def settings_that_ran(params: Params) -> str:
+    """The parameters without the recipes that were not used, as YAML."""
+    content = params.model_dump(exclude={"recipes", "ablation"})
+    content["recipes"] = {params.recipe: params.chosen.model_dump()}
+    yaml, buffer = YAML(), io.StringIO()
+    yaml.default_flow_style = None
+    yaml.dump(content, buffer)
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    main(report)

@@ -1,0 +1,49 @@
+"""Shared fixtures: 500 real CIFAR-10 images (40 training and 10 test images of each class)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from simsiam.data import Cifar10, to_tensor
+from simsiam.files import read_npz
+from simsiam.models import EncoderSettings
+
+HERE = Path(__file__).parent
+SMALL = HERE / "data/cifar10_500.npz"
+
+
+@pytest.fixture(scope="session")
+def cifar() -> Cifar10:
+    return Cifar10(**read_npz(SMALL))
+
+
+@pytest.fixture(scope="session")
+def images(cifar: Cifar10) -> Tensor:
+    """The 400 training images, (400, 3, 32, 32) uint8."""
+    return to_tensor(cifar.x_train, torch.device("cpu"))
+
+
+@pytest.fixture
+def tiny() -> EncoderSettings:
+    """The smallest encoder that has every part."""
+    return EncoderSettings(
+        latent_dim=8,
+        stem="strided",
+        depth=10,
+        width=8,
+        normalisation="cifar10",
+        projector_layers=2,
+        projector_hidden=16,
+        seed=3,
+    )
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)

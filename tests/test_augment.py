@@ -1,0 +1,113 @@
+"""Each operation against torchvision's functional reference, given the same parameters; draws against their laws."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torchvision.transforms.v2.functional as reference
+from torch import Tensor
+from torchvision.transforms import RandomResizedCrop
+
+from simsiam import augment
+from simsiam.augment import AugmentSettings, random_crop, random_view
+from tests.conftest import generator
+
+PLAIN = AugmentSettings(32, (1.0, 1.0), 0.0, (0.0, 0.0, 0.0, 0.0), 0.0, 0.0, 0.0)
+
+
+@pytest.fixture
+def pictures(images: Tensor) -> Tensor:
+    return images[:40].float() / 255
+
+
+@pytest.mark.parametrize("out", [32, 24, 12])
+def test_crop_resize_and_flip(pictures: Tensor, out: int) -> None:
+    top, left, height, width = random_crop(len(pictures), 32, (0.2, 1.0), generator(), torch.device("cpu"))
+    flip = torch.arange(len(pictures)) % 2 == 0
+    ours = augment.crop_resize(pictures, top, left, height, width, out, flip)
+    for n, picture in enumerate(pictures):
+        box = [int(value[n]) for value in (top, left, height, width)]
+        theirs = reference.resized_crop(picture, *box, size=[out, out], antialias=True)
+        theirs = reference.horizontal_flip(theirs) if flip[n] else theirs
+        torch.testing.assert_close(ours[n], theirs, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "low", "high"),
+    [
+        (augment.adjust_brightness, reference.adjust_brightness, 0.0, 2.0),
+        (augment.adjust_contrast, reference.adjust_contrast, 0.0, 2.0),
+        (augment.adjust_saturation, reference.adjust_saturation, 0.0, 2.0),
+        (augment.adjust_hue, reference.adjust_hue, -0.5, 0.5),
+    ],
+)
+def test_colour(
+    pictures: Tensor, ours: Callable[..., Tensor], theirs: Callable[..., Tensor], low: float, high: float
+) -> None:
+    factors = torch.linspace(low, high, len(pictures))
+    result = ours(pictures, factors)
+    for picture, factor, got in zip(pictures, factors, result, strict=True):
+        torch.testing.assert_close(got, theirs(picture, float(factor)), atol=3e-6, rtol=0)
+
+
+def test_grey(pictures: Tensor) -> None:
+    expected = reference.rgb_to_grayscale(pictures, num_output_channels=3)
+    torch.testing.assert_close(augment.grey(pictures), expected, atol=2e-6, rtol=0)
+
+
+def test_blur(pictures: Tensor) -> None:
+    sigma = torch.linspace(0.1, 2.0, len(pictures))
+    for picture, s, got in zip(pictures, sigma, augment.blur(pictures, sigma), strict=True):
+        torch.testing.assert_close(got, reference.gaussian_blur(picture, [3, 3], [float(s)] * 2), atol=2e-6, rtol=0)
+
+
+def test_crops_have_the_law_of_random_resized_crop() -> None:
+    n = 4000
+    _, _, height, width = random_crop(n, 32, (0.2, 1.0), generator(), torch.device("cpu"))
+    torch.manual_seed(0)
+    image = torch.zeros(3, 32, 32)
+    theirs = torch.tensor([RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(n)]).float()
+    for ours, expected in ((height * width, theirs[:, 2] * theirs[:, 3]), (height / width, theirs[:, 2] / theirs[:, 3])):
+        quantiles = torch.linspace(0.05, 0.95, 10)
+        spread = float(expected.quantile(0.95) - expected.quantile(0.05))
+        assert float((ours.quantile(quantiles) - expected.quantile(quantiles)).abs().max()) < 0.06 * spread
+
+
+def test_crops_lie_inside() -> None:
+    top, left, height, width = random_crop(2000, 32, (0.05, 1.0), generator(), torch.device("cpu"))
+    assert float(top.min()) >= 0 and float(left.min()) >= 0
+    assert float((top + height).max()) <= 32 and float((left + width).max()) <= 32
+    assert float(height.min()) >= 1 and float(width.min()) >= 1
+
+
+def test_a_view_that_changes_nothing_is_the_image(images: Tensor) -> None:
+    torch.testing.assert_close(random_view(images[:8], generator(), PLAIN), images[:8].float() / 255, atol=1e-6, rtol=0)
+
+
+def test_views_come_from_the_generator_alone(images: Tensor) -> None:
+    settings = AugmentSettings(24, (0.2, 1.0), 0.5, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5)
+    state = torch.get_rng_state()
+    one = random_view(images[:50], generator(1), settings)
+    assert torch.equal(one, random_view(images[:50], generator(1), settings))
+    assert not torch.equal(one, random_view(images[:50], generator(2), settings))
+    assert torch.equal(state, torch.get_rng_state())
+    assert one.shape == (50, 3, 24, 24) and float(one.min()) >= 0 and float(one.max()) <= 1
+    assert one.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_every_image_gets_its_own_parameters(images: Tensor) -> None:
+    settings = AugmentSettings(32, (0.2, 1.0), 0.5, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5)
+    views = random_view(images[:1].expand(30, -1, -1, -1), generator(), settings)
+    assert len({tuple(view.flatten()[:20].tolist()) for view in views}) == 30
+
+
+def test_probabilities(images: Tensor) -> None:
+    def share(**change: float) -> float:
+        settings = replace(PLAIN, blur_sigma=(1.0, 2.0), **change)  # type: ignore[arg-type]
+        views = random_view(images, generator(), settings)
+        return float(((views - images.float() / 255).abs().amax((1, 2, 3)) > 1e-3).float().mean())
+
+    for operation in ("flip", "grey", "blur"):
+        assert share(**{operation: 1.0}) > 0.97  # a few images are grey or flat already
+        assert 0.2 < share(**{operation: 0.3}) < 0.4

@@ -1,0 +1,114 @@
+"""Files are whole or not there; a checkpoint is of this training or not found; nothing that is read can run."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from simsiam.checkpoint import Store, fingerprint, load_weights, save_weights
+from simsiam.errors import UserError
+from simsiam.files import atomic_write, read_npz, write_csv, write_json, write_npz
+
+
+def test_the_newest_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a")
+    assert store.latest() is None
+    for step in (9, 10, 200):
+        store.save(step, {"step": step, "weights": torch.arange(step)})
+    assert [path.name[:8] for path in sorted((tmp_path / "a").iterdir())] == ["00000010", "00000200"]
+    state = store.latest()
+    assert state and state["step"] == 200 and torch.equal(state["weights"], torch.arange(200))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "empty"])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path)
+    store.save(1, {"step": 1})
+    store.save(2, {"step": 2})
+    newest = max(tmp_path.glob("*.pt"))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(bytes({"truncated": content[: len(content) // 2], "changed": content, "empty": b""}[damage]))
+    assert store.latest() == {"step": 1}
+    assert "damaged" in capsys.readouterr().err
+    assert len(list(tmp_path.glob("*.damaged"))) == 1
+
+
+def test_fingerprint_tells_settings_data_and_code_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    one = fingerprint([{"lr": 0.1}], {"x": "aa"})
+    assert one == fingerprint([{"lr": 0.1}], {"x": "aa"})
+    assert one != fingerprint([{"lr": 0.2}], {"x": "aa"})
+    assert one != fingerprint([{"lr": 0.1}], {"x": "ab"})
+    changed = tmp_path / "losses.py"
+    changed.write_text("# other code")
+    import simsiam.losses
+
+    monkeypatch.setattr(simsiam.losses, "__file__", str(changed))
+    assert one != fingerprint([{"lr": 0.1}], {"x": "aa"})
+
+
+class Malicious:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("writer", ["pickle", "torch"])
+def test_a_file_that_would_run_code_is_refused(tmp_path: Path, writer: str) -> None:
+    path, trap = tmp_path / "encoder.pt", tmp_path / "trap"
+    if writer == "torch":
+        torch.save({"weights": Malicious(trap)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Malicious(trap)))
+    with pytest.raises(UserError, match="refused"):
+        load_weights(path)
+    np.save(tmp_path / "x.npy", np.array([Malicious(trap)], dtype=object), allow_pickle=True)
+    (tmp_path / "x.npz").write_bytes((tmp_path / "x.npy").read_bytes())
+    with pytest.raises(UserError):
+        read_npz(tmp_path / "x.npz")
+    assert not trap.exists()
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
+        file.write(b"new, but only half of i")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "simsiam.files.tempfile.mkstemp", lambda **_: (os.open("/dev/full", os.O_WRONLY), str(tmp_path / "s"))
+    )
+    with pytest.raises(UserError, match="no space left"), atomic_write(tmp_path / "x") as file:
+        file.write(bytes(10))
+    with pytest.raises(UserError, match="no space left"):
+        save_weights(tmp_path / "encoder.pt", {"weights": torch.zeros(100_000)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_arrays_give_the_same_bytes(tmp_path: Path) -> None:
+    arrays: dict[str, Any] = {"a": np.arange(5), "b": np.eye(3, dtype=np.float32)}
+    write_npz(tmp_path / "1.npz", **arrays)
+    write_npz(tmp_path / "2.npz", **arrays)
+    assert (tmp_path / "1.npz").read_bytes() == (tmp_path / "2.npz").read_bytes()
+    assert all((read_npz(tmp_path / "1.npz")[name] == array).all() for name, array in arrays.items())
+
+
+def test_json_has_no_nan_and_csv_no_ragged_rows(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"loss": float("nan")})
+    with pytest.raises(ValueError, match="fields"):
+        write_csv(tmp_path / "x.csv", [{"a": 1.0}, {"a": 1.0, "b": 2.0}])
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,94 @@
+"""SHAP values that add up, on a network whose answer is known; maps against an oracle and by their properties."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from simsiam.errors import UserError
+from simsiam.explain import explain
+from simsiam.metrics import spectrum
+from simsiam.models import Classifier, Encoder, EncoderSettings
+from simsiam.projection import knn_in_plane, map_trustworthiness, pca, silhouette, tsne
+from stages.explain import classes_to_show
+from tests.conftest import rng
+
+
+@pytest.mark.parametrize("stem", ["strided", "imagenet"])
+def test_values_add_up(tiny: EncoderSettings, images: Tensor, stem: str) -> None:
+    pixels = images.float() / 255
+    classifier = Classifier(Encoder(replace(tiny, stem=stem)), nn.Linear(tiny.latent_dim, 10))  # type: ignore[arg-type]
+    classifier(pixels)  # moves the BatchNorm buffers away from where they do nothing
+    found = explain(classifier, pixels[:3], pixels[100:110], name="test")
+    assert found.values.shape == (3, 3, 32, 32, 10)
+    with torch.inference_mode():
+        logits = classifier.eval()(pixels[:3]).numpy()
+        expected = classifier(pixels[100:110]).mean(0).numpy()
+    np.testing.assert_allclose(found.logits, logits, atol=1e-5)
+    np.testing.assert_allclose(found.values.sum((1, 2, 3)), logits - expected, atol=1e-3)
+    assert found.residual < 1e-3 and np.abs(found.values).max() > 1e-4
+
+
+def test_values_of_a_linear_network_are_weight_times_difference(tiny: EncoderSettings, images: Tensor) -> None:
+    pixels = images[:8].float() / 255
+    classifier = Classifier(Encoder(tiny), nn.Linear(5, 10))
+    weight = torch.randn(5, 3 * 32 * 32, generator=torch.Generator().manual_seed(0)) / 100
+    flat = nn.Linear(3 * 32 * 32, 5)
+    flat.weight.data = weight
+    classifier.encoder.backbone = nn.Flatten()  # type: ignore[assignment]
+    classifier.encoder.projector = nn.Sequential(flat)
+    found = explain(classifier, pixels[:1], pixels[1:], name="test")
+    effective = classifier.head.weight.detach() @ weight  # (10, pixels)
+    expected = effective * (pixels[0] - pixels[1:].mean(0)).flatten()
+    np.testing.assert_allclose(found.values[0].reshape(-1, 10).T, expected.numpy(), atol=1e-5)
+
+
+def test_values_that_do_not_add_up_are_an_error(tiny: EncoderSettings, images: Tensor) -> None:
+    class Stock(nn.Module):  # a ReLU that shap cannot see
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x - 0.5) * 40
+
+    classifier = Classifier(Encoder(tiny), nn.Linear(8, 10))
+    classifier.encoder.backbone = nn.Sequential(Stock(), nn.Flatten(), nn.Linear(3072, 64))  # type: ignore[assignment]
+    with pytest.raises(UserError, match="do not add up"):
+        explain(classifier, images[:1].float() / 255, images[1:9].float() / 255, name="test")
+
+
+def test_the_own_class_is_shown_first_then_the_highest() -> None:
+    logits = np.array([[5.0, 1.0, 3.0, 2.0], [0.0, 9.0, 7.0, 8.0]])
+    assert classes_to_show(np.array([1, 1]), logits, 3).tolist() == [[1, 0, 2], [1, 3, 2]]
+
+
+def test_pca_is_the_singular_value_decomposition() -> None:
+    features = rng().normal(size=(200, 6)) * [5, 4, 3, 2, 1, 0.1] + 10
+    coordinates, shares = pca(features)
+    centred = features - features.mean(0)
+    _, singular, directions = np.linalg.svd(centred, full_matrices=False)
+    np.testing.assert_allclose(np.abs(coordinates), np.abs(centred @ directions.T), atol=1e-9)
+    np.testing.assert_allclose(shares, singular**2 / (singular**2).sum(), atol=1e-12)
+    np.testing.assert_allclose(shares, spectrum(features), atol=1e-9)
+
+
+def test_features_without_variance_have_a_map_too() -> None:
+    coordinates, shares = pca(np.ones((60, 4)))
+    assert np.isfinite(coordinates).all() and (shares == 0).all()
+
+
+def test_tsne_keeps_neighbours_and_is_reproducible() -> None:
+    labels = np.arange(150, dtype=np.uint8) % 3
+    features = 6 * np.eye(3, 60)[labels] + rng().normal(size=(150, 60))
+    shuffled = rng(1).permutation(150)
+    plane = tsne(features, perplexity=20, seed=0)
+    assert knn_in_plane(plane, labels) > 0.95 > knn_in_plane(plane[shuffled], labels)
+    assert map_trustworthiness(features, plane) > map_trustworthiness(features, plane[shuffled]) + 0.2
+    assert np.array_equal(plane, tsne(features, perplexity=20, seed=0))
+
+
+def test_cluster_quality_at_its_limits() -> None:
+    labels = np.arange(90, dtype=np.uint8) % 3
+    apart, noise = 1000.0 * np.eye(3, 2)[labels] + rng().normal(size=(90, 2)), rng().normal(size=(90, 2))
+    assert silhouette(apart, labels) > 0.95 and abs(silhouette(noise, labels)) < 0.15
+    assert knn_in_plane(apart, labels) == 1 and knn_in_plane(noise, labels) < 0.6
+    assert map_trustworthiness(apart, 3 * apart) == pytest.approx(1)

@@ -1,0 +1,74 @@
+"""SimSiam pretraining and fine-tuning on real images, small."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from simsiam.augment import AugmentSettings
+from simsiam.data import Cifar10, to_tensor
+from simsiam.engine import TrainSettings
+from simsiam.finetune import finetune, predict
+from simsiam.metrics import top_k
+from simsiam.models import Classifier, Encoder, EncoderSettings, SimSiam
+from simsiam.pretrain import pretrain
+
+VIEW = AugmentSettings(16, (0.5, 1.0), 0.5, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.0)
+SETTINGS = TrainSettings(epochs=6, batch_size=50, lr=0.4, momentum=0.9, weight_decay=5e-4, seed=0, precision="fp32")
+
+
+def test_pretraining_learns_and_is_reproducible(tiny: EncoderSettings, images: Tensor) -> None:
+    runs = []
+    for _ in range(2):
+        model = SimSiam(Encoder(tiny), 16)
+        runs.append((pretrain(model, images, augment=VIEW, settings=SETTINGS), model))
+    (first, one), (second, two) = runs
+    assert first.records[-1]["loss"] < first.records[0]["loss"] - 0.1
+    assert first.records[-1]["z_std"] > 0.5
+    assert first.records == second.records
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+def test_two_latent_dimensions_train(tiny: EncoderSettings, images: Tensor) -> None:
+    model = SimSiam(Encoder(replace(tiny, latent_dim=2)), 32)
+    records = pretrain(model, images, augment=VIEW, settings=SETTINGS).records
+    assert records[-1]["loss"] < records[0]["loss"] - 0.1 and records[-1]["z_std"] > 0.5
+
+
+def test_finetuning_fits_real_images_and_leaves_the_encoder_alone(
+    tiny: EncoderSettings, images: Tensor, cifar: Cifar10
+) -> None:
+    encoder = Encoder(tiny)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    plain = replace(VIEW, crop_scale=(0.9, 1.0), jitter_probability=0.0, grey=0.0)
+    settings = replace(SETTINGS, epochs=20)
+    tuned = finetune(encoder, images, cifar.y_train, augment=plain, settings=settings, lrs=[1e-6, 0.3], held_out=50)
+    assert tuned.lr == 0.3 and tuned.held_out_top1[0.3] > tuned.held_out_top1[1e-6]
+    assert top_k(predict(tuned.classifier, images)[0], cifar.y_train, 1) > 0.9
+    assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+
+
+def test_predict_is_the_classifier(tiny: EncoderSettings, cifar: Cifar10) -> None:
+    classifier = Classifier(Encoder(tiny), torch.nn.Linear(tiny.latent_dim, 10)).eval()
+    pixels = to_tensor(cifar.x_test, torch.device("cpu"))
+    logits, features, latents = predict(classifier, pixels)
+    with torch.inference_mode():
+        expected = classifier(pixels.float() / 255).numpy()
+    np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=1e-4)
+    assert features.shape == (100, 64) and latents.shape == (100, 8)
+
+
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_stop_gradient_decides_which_way_the_encoder_gets_its_gradient(
+    tiny: EncoderSettings, images: Tensor, stop_gradient: bool
+) -> None:
+    """With a predictor that ignores its input, only the path through the targets can move the encoder."""
+    model = SimSiam(Encoder(tiny), 16)
+    torch.nn.init.zeros_(model.predictor[3].weight)  # type: ignore[arg-type]
+    before = [parameter.clone() for parameter in model.encoder.parameters()]
+    one_step = replace(SETTINGS, epochs=1, batch_size=400, weight_decay=0.0)
+    pretrain(model, images, augment=VIEW, settings=one_step, stop_gradient=stop_gradient)
+    moved = any(not torch.equal(a, b) for a, b in zip(before, model.encoder.parameters(), strict=True))
+    assert moved != stop_gradient

@@ -1,0 +1,257 @@
+"""dvc.yaml against the code, and the whole pipeline in a temporary repository on 500 real images."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from simsiam.data import SHA256
+from simsiam.files import read_npz, sha256
+from tests.conftest import SMALL
+
+ROOT = Path(__file__).parent.parent
+STAGES: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+# Downward: a module imports only from rows above its own. `params` is for stages alone.
+ROOMS = [
+    {"errors", "schedule", "losses", "augment"},
+    {"files"},
+    {"data", "checkpoint", "metrics"},
+    {"models", "engine", "fetch", "params", "projection", "plots", "report"},
+    {"features", "pretrain", "probe", "explain"},
+    {"finetune"},
+]
+
+
+def imports(path: Path) -> set[Path]:
+    """Files of this repository that a file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    files = {ROOT / f"{name.replace('.', '/')}.py" for name in names}
+    return {file for file in files if file.exists()}
+
+
+def closure(path: Path) -> set[Path]:
+    found, new = {path}, imports(path)
+    while new - found:
+        found, new = found | new, set().union(*map(imports, new))
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_what_it_imports(stage: str) -> None:
+    code = {str(path.relative_to(ROOT)) for path in closure(ROOT / f"stages/{stage}.py")}
+    assert {dep for dep in STAGES[stage]["deps"] if dep.endswith(".py")} == code
+    assert STAGES[stage]["cmd"] == f"python -m stages.{stage}"
+
+
+def test_packages_import_nothing() -> None:
+    for package in ("simsiam", "stages"):
+        assert imports(ROOT / package / "__init__.py") == set()
+
+
+def test_imports_run_downward() -> None:
+    level = {name: number for number, names in enumerate(ROOMS) for name in names}
+    for path in sorted((ROOT / "simsiam").glob("*.py")):
+        for imported in imports(path):
+            assert imported.parent.name == "simsiam", f"{path.name} imports {imported.name} of another folder"
+            assert imported.stem != "params"
+            assert level[imported.stem] < level[path.stem], f"{path.name} imports {imported.name}"
+    stages = [path.stem for path in (ROOT / "stages").glob("*.py")]
+    for stage in stages:
+        calls = {path.stem for path in imports(ROOT / f"stages/{stage}.py") if path.parent.name == "stages"}
+        assert calls <= {"common"}, f"{stage} calls another stage"
+
+
+def test_what_trains_needs_neither_dvc_nor_shap() -> None:
+    for stage in ("pretrain", "finetune"):
+        for path in closure(ROOT / f"stages/{stage}.py"):
+            names = re.findall(r"^\s*(?:import|from) (dvc|shap|sklearn|matplotlib|pandas)\b", path.read_text(), re.M)
+            assert not names, f"{path.name} imports {names}"
+
+
+def run(*command: str, at: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment |= {name: "test" for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME")}
+    environment |= {name: "test@localhost" for name in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL")}
+    result = subprocess.run(command, cwd=at, env=environment, capture_output=True, text=True)
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def set_params(clone: Path, **changes: Any) -> None:
+    """Change keys of params.yaml; `__` stands for a dot."""
+    yaml = YAML()
+    content = yaml.load(clone / "params.yaml")
+    for key, value in changes.items():
+        section = content
+        *path, last = key.split("__")
+        for part in path:
+            section = section[part]
+        section[last] = value
+    yaml.dump(content, clone / "params.yaml")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of its own with this code, for which the 500 images are CIFAR-10, after one experiment with d = 2."""
+    clone = tmp_path_factory.mktemp("clone")
+    for name in run("git", "ls-files", "-co", "--exclude-standard", at=ROOT).stdout.splitlines():
+        if (ROOT / name).is_file() and not name.startswith("reports/") and name != "dvc.lock":
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, clone / name)
+    source = (clone / "simsiam/data.py").read_text()
+    for name, array in read_npz(SMALL).items():
+        source = source.replace(SHA256[name], sha256(array.tobytes()))
+    (clone / "simsiam/data.py").write_text(source)
+    set_params(
+        clone,
+        data__source=str(SMALL),
+        embed__queries=[0, 5],
+        linear_eval__epochs=3,
+        linear_eval__batch_size=64,
+        linear_eval__held_out=50,
+        project__points=100,
+        explain__images=[0, 1, 2, 3, 4],
+        explain__background=10,
+        recipes__laptop__model__width=8,
+        recipes__laptop__pretrain__epochs=2,
+        recipes__laptop__pretrain__batch_size=64,
+        recipes__laptop__finetune__epochs=2,
+        recipes__laptop__finetune__batch_size=64,
+        recipes__laptop__finetune__lr=[0.05, 0.2],
+        recipes__laptop__finetune__held_out=50,
+    )
+    run("git", "init", "-q", at=clone)
+    run("git", "add", "--all", at=clone)
+    run("git", "commit", "-qm", "start", at=clone)
+    run("dvc", "exp", "run", "-S", "latent_dim=2", at=clone)
+    return clone
+
+
+def stale(clone: Path) -> set[str]:
+    """Names of the stages that `dvc repro` would run."""
+    return {name.split(":")[-1] for name in json.loads(run("dvc", "status", "--json", at=clone).stdout)}
+
+
+def test_the_pipeline_leaves_every_contracted_number(clone: Path) -> None:
+    metrics: dict[str, Any] = {}
+    for path in (clone / "reports/metrics").iterdir():
+        content = json.loads(path.read_text())
+        assert list(content) == [path.stem]
+        metrics |= content
+    fractions = [
+        "linear_eval.backbone.top1", "linear_eval.backbone.top5", "linear_eval.latent.top1", "linear_eval.random.top1",
+        "finetune.top1", "finetune.top5", "embed.knn.backbone", "embed.knn.latent", "embed.knn.random",
+    ]  # fmt: skip
+    others = [
+        "embed.collapse.z_std",
+        "embed.rankme.backbone",
+        "pretrain.loss",
+        "pretrain.images_per_second",
+        "pretrain.seconds",
+    ]
+    for key in [*fractions, *others]:
+        value: Any = metrics
+        for part in key.split("."):
+            value = value[part]
+        assert isinstance(value, float)
+        assert key not in fractions or 0 <= value <= 1
+    assert metrics["explain"]["additivity_residual"] < 0.01
+    assert metrics["pretrain"]["run"][0]["latent_dim"] == 2
+
+
+def test_the_report_opens_offline_and_shows_the_run(clone: Path) -> None:
+    page = (clone / "reports/index.html").read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+    assert page.count("data:image/png;base64,") == len(list((clone / "reports/figures").glob("*.png"))) == 9
+    top1 = json.loads((clone / "reports/metrics/linear_eval.json").read_text())["linear_eval"]["backbone"]["top1"]
+    assert f"{top1:.1%}" in page and "latent dimension <b>2</b>" in page
+    assert all(published in page for published in ("91.8%", "34.1%", "60.9%", "10.4%"))
+
+
+def test_with_two_latent_dimensions_the_latent_itself_is_mapped(clone: Path) -> None:
+    header = (clone / "reports/projection.csv").read_text().splitlines()[0].split(",")
+    assert {"index", "label", "class", "latent_1", "latent_2", "finetuned_1", "backbone_tsne_2"} <= set(header)
+
+
+def test_shap_values_are_kept(clone: Path) -> None:
+    shap = read_npz(clone / "data/shap.npz")
+    assert shap["frozen_values"].shape == shap["finetuned_values"].shape == (5, 3, 32, 32, 10)
+
+
+def test_nothing_runs_twice_and_only_what_changed_runs_again(clone: Path) -> None:
+    before = (clone / "params.yaml").read_text()
+    assert stale(clone) == set()
+    assert "is up to date" in run("dvc", "repro", at=clone).stdout
+    for changes, expected in (
+        ({"project__perplexity": 10.0}, {"project"}),  # and report, by what project writes
+        ({"recipes__paper__pretrain__lr": 0.06, "recipes__report__finetune__epochs": 1}, set()),
+        ({"recipes__laptop__finetune__weight_decay": 0.0}, {"finetune"}),
+        ({"stop_gradient": False}, {"pretrain"}),
+        ({"data__source": "npm"}, {"download"}),
+        ({"report__title": "Another"}, {"report"}),
+    ):
+        set_params(clone, **changes)
+        assert stale(clone) == expected
+        (clone / "params.yaml").write_text(before)
+
+
+def test_a_new_perplexity_runs_project_and_report(clone: Path) -> None:
+    before = (clone / "params.yaml").read_text()
+    set_params(clone, project__perplexity=10.0)
+    plan = run("dvc", "repro", "--dry", at=clone).stdout
+    ran = set(re.findall(r"Running stage '(\w+)'", plan))
+    (clone / "params.yaml").write_text(before)
+    assert ran == {"project", "report"}
+
+
+def test_metrics_and_plots_are_readable(clone: Path) -> None:
+    shown = json.loads(run("dvc", "metrics", "show", "--json", at=clone).stdout)
+    assert shown[""]["data"]["reports/metrics/embed.json"]["data"]["embed"]["knn"]["backbone"] >= 0
+    assert "versions" not in run("dvc", "metrics", "show", at=clone).stdout
+    run("dvc", "plots", "show", at=clone)
+    page = (clone / "dvc_plots/index.html").read_text()
+    shutil.rmtree(clone / "dvc_plots")
+    assert "Pretraining z_std" in page and "backbone_tsne_1" in page and "#3f90da" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("latent_dim=0", "params.yaml: latent_dim is 0: it should be greater than or equal to 2"),
+        ("recipe=desktop", "params.yaml: recipe is 'desktop': it should be 'laptop', 'report' or 'paper'"),
+        (
+            "recipes.laptop.pretrain.lr=5e-4x",
+            "params.yaml: recipes.laptop.pretrain.lr is '5e-4x': it should be a valid number",
+        ),
+        ("recipes.laptop.pretrain.batch_size=401", "batch_size is 401 but there are only 400 images"),
+    ],
+)
+def test_bad_parameters_through_dvc(clone: Path, change: str, message: str) -> None:
+    result = run("dvc", "exp", "run", "-S", change, at=clone, check=False)
+    assert result.returncode != 0
+    assert f"{message}" in result.stdout + result.stderr and "Traceback" not in result.stdout + result.stderr
+    run("git", "checkout", "params.yaml", at=clone)
+    set_params(clone, latent_dim=2)
+    run("dvc", "checkout", "--force", at=clone, check=False)
+
+
+def test_a_folder_without_git_is_told_what_to_do(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/installed").touch()
+    result = run("make", "repro", at=tmp_path, check=False)
+    assert result.returncode != 0 and "git init" in result.stdout
