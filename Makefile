@@ -4,11 +4,12 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 .PHONY: repro test
 
-repro: .venv/installed .git
+repro: .git .venv/installed
+	python -m stages.check
 	dvc repro
 	@echo "The report is reports/index.html"
 
-test: .venv/installed .git
+test: .git .venv/installed
 	ruff check .
 	ruff format --check .
 	mypy
@@ -21,7 +22,7 @@ test: .venv/installed .git
 	@$(PYTHON) -m venv --clear .venv || \
 		{ echo "Python could not make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
 	python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	uv pip install --requirement requirements.txt || python -m pip install --requirement requirements.txt
+	uv pip install --python .venv/bin/python --requirement requirements.txt || python -m pip install --requirement requirements.txt
 	@touch $@
 
 .git:

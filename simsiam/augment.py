@@ -32,6 +32,11 @@ def random_view(images: Tensor, generator: Generator, settings: AugmentSettings)
 
     images: (N, 3, S, S) uint8. Returns (N, 3, view_size, view_size) float32 in [0, 1], channels_last.
     """
+    with torch.autocast(images.device.type, enabled=False):  # views are fp32 whatever the network is trained in
+        return _random_view(images, generator, settings)
+
+
+def _random_view(images: Tensor, generator: Generator, settings: AugmentSettings) -> Tensor:
     n, _, size, _ = images.shape
 
     def chance(probability: float) -> Tensor:  # (N,) bool

@@ -9,6 +9,7 @@ A file is written whole or not at all, and carries its own SHA-256 in its name: 
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ def fingerprint(settings: list[Any], data: dict[str, str]) -> str:
     names = sorted(name for name in sys.modules if name.startswith("simsiam.") and name != "simsiam.params")
     code = {name: sha256_file(Path(str(sys.modules[name].__file__))) for name in names}
     return sha256(json.dumps([settings, data, code], sort_keys=True).encode())[:16]
+
+
+def store_folder(root: Path) -> Path:
+    """Where checkpoints lie: beside the repository that DVC works for, also when it runs a copy (`--temp`, `--queue`)."""
+    return Path(os.environ.get("DVC_ROOT", root)) / ".checkpoints"
 
 
 class Store:

@@ -1,15 +1,19 @@
 """CIFAR-10 as arrays: what it must be, how it is read and split."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from simsiam.errors import UserError
 from simsiam.files import read_npz, sha256
+
+if TYPE_CHECKING:  # torch takes seconds to import, and half of the stages do without it
+    import torch
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -22,6 +26,8 @@ SHA256 = {
 }
 
 Arrays = dict[str, NDArray[np.uint8]]
+Floats = NDArray[np.float32] | NDArray[np.float64]
+Labels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,15 @@ class Cifar10:
 
 
 def wrong_arrays(arrays: Arrays) -> list[str]:
-    """Names of the arrays that are missing or whose SHA-256 is not CIFAR-10's. Empty when all is well."""
-    return [
-        name
-        for name, digest in SHA256.items()
-        if name not in arrays or sha256(np.ascontiguousarray(arrays[name]).data) != digest
-    ]
+    """Names of the arrays that are missing or not CIFAR-10's, by shape, dtype and SHA-256. Empty when all is well."""
+
+    def right(name: str, digest: str) -> bool:
+        array = arrays.get(name)
+        if array is None or array.dtype != np.uint8 or array.shape[1:] != ((32, 32, 3) if name.startswith("x") else ()):
+            return False
+        return sha256(np.ascontiguousarray(array).data) == digest
+
+    return [name for name, digest in SHA256.items() if not right(name, digest)]
 
 
 def load(path: Path) -> Cifar10:
@@ -51,8 +60,10 @@ def load(path: Path) -> Cifar10:
     return Cifar10(**{name: arrays[name] for name in SHA256})
 
 
-def to_tensor(images: NDArray[np.uint8], device: torch.device) -> Tensor:
+def to_tensor(images: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
     """Images (N, H, W, 3) -> the same bytes as (N, 3, H, W) on the device."""
+    import torch
+
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous()
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from simsiam.checkpoint import Store
 from simsiam.errors import UserError
+from simsiam.machine import machine
 from simsiam.schedule import cosine
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -44,7 +45,7 @@ class Result:
     records: list[Record]  # one an epoch: epoch, step, lr, and the mean over its steps of loss and what was watched
     seconds: float  # in the loop, over all sessions of a resumed training
     images_per_second: float  # examples per second of the loop
-    precision: str
+    machine: dict[str, Any]  # what it ran on, with its `precision`
 
 
 class Interrupted(UserError):
@@ -66,7 +67,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    able = torch.cpu.get_capabilities()
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
 
 
@@ -110,12 +111,20 @@ def train(
     watched = torch.empty(0)  # (steps, numbers) of the running epoch
     names: list[str] = []
     done, seconds_before = 0, 0.0
+    where = machine() | {"precision": precision}
 
     state = store.latest() if store else None
     if state:
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
+        for group in optimizer.param_groups:
+            group["fused"] = device.type == "cuda"
+        if state["device"] == device.type:
+            generator.set_state(state["generator"])
+        elif state["step"] < settings.epochs * steps:
+            print(f"{name}: the checkpoint is from another device: its random numbers cannot go on here", file=sys.stderr)
+        if state["step"] == settings.epochs * steps:  # nothing is left to do, so this machine has no part in it
+            where = state["machine"]
         records, names, watched = state["records"], state["names"], state["watched"].to(device)
         done, seconds_before = state["step"], state["seconds"]
         print(f"{name}: going on from step {done} of {settings.epochs * steps}", file=sys.stderr)
@@ -129,6 +138,8 @@ def train(
                 done,
                 {
                     "step": done,
+                    "device": device.type,
+                    "machine": where,
                     "module": module.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "generator": generator.get_state(),
@@ -143,7 +154,7 @@ def train(
     with _stop_signals() as stop, progress(settings.epochs * steps * batch_size, name, done * batch_size) as bar:
         while done < settings.epochs * steps:
             epoch, first = divmod(done, steps)
-            order = torch.randperm(examples, generator=Generator().manual_seed(settings.seed + epoch))
+            order = torch.randperm(examples, generator=Generator().manual_seed((settings.seed << 20) + epoch))
             for step in range(first, steps):
                 factor = cosine(done, settings.epochs * steps)
                 for group in optimizer.param_groups:
@@ -165,7 +176,10 @@ def train(
                 save_now = stop or finished or time.monotonic() - saved > SAVE_EVERY
                 if last or save_now or done % LOOK_EVERY == 0:
                     _check_finite(watched[: step + 1, 0], epoch * steps, name)
-                    bar.set_postfix({key: f"{value:.3f}" for key, value in zip(names, watched[step].tolist(), strict=True)})
+                    bar.set_postfix(
+                        {key: f"{value:.3f}" for key, value in zip(names, watched[step].tolist(), strict=True)},
+                        refresh=False,
+                    )
                 if last:
                     means = watched.mean(0).tolist()
                     records = [
@@ -176,11 +190,11 @@ def train(
                 if save_now:
                     save()
                     saved = time.monotonic()
-                if stop and not finished:
+                if stop:
                     kept = "saved; the same command goes on from here" if store else "nothing of it was saved"
                     raise Interrupted(f"{name}: stopped at step {done} of {settings.epochs * steps}, {kept}", stop[0])
     seconds = seconds_before + time.monotonic() - started
-    return Result(records, seconds, settings.epochs * steps * batch_size / seconds, precision)
+    return Result(records, seconds, settings.epochs * steps * batch_size / seconds, where)
 
 
 def progress(total: int, name: str, initial: int = 0) -> "tqdm[Any]":

@@ -1,5 +1,6 @@
 """SHAP values of an image classifier, with proof that they add up."""
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,30 @@ class Explanation:
     residual: float  # largest |sum of values + expected - logit|, over images and classes
 
 
+class MaxPoolOfRelus(nn.Module):
+    """3x3 max-pooling with stride 2 of non-negative (N, C, H, W), written as max(a, b) = a + relu(b - a).
+
+    shap's own rule for max-pooling loses what overlapping windows share, so its values do not add up; through ReLUs they do.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relus = nn.ModuleList(nn.ReLU() for _ in range(4))  # one for each use, as shap wants them
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third, fourth = self.relus
+        x = nn.functional.pad(x, (1, 1, 1, 1))
+        x = _max_of_three(x, first, second).transpose(2, 3)
+        return _max_of_three(x, third, fourth).transpose(2, 3)
+
+
+def _max_of_three(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+    """Maxima of rows 2n, 2n + 1 and 2n + 2 of (N, C, H, W)."""
+    a, b, c = x[:, :, :-2:2], x[:, :, 1:-1:2], x[:, :, 2::2]
+    a = a + first(b - a)
+    return a + second(c - a)
+
+
 def explain(classifier: Classifier, images: Tensor, background: Tensor, *, name: str) -> Explanation:
     """DeepExplainer values (Lundberg & Lee 2017, section 4.2) of every logit for images (N, 3, H, W) in [0, 1].
 
@@ -30,7 +55,12 @@ def explain(classifier: Classifier, images: Tensor, background: Tensor, *, name:
     add up to the logits.
     """
     # shap hooks modules one by one and wants each to return a tensor, so it gets the three parts in a row.
-    network = nn.Sequential(classifier.encoder.backbone, classifier.encoder.projector, classifier.head).eval()
+    network = nn.Sequential(classifier.encoder.backbone, classifier.encoder.projector, classifier.head)
+    network = copy.deepcopy(network).eval()
+    for parent in list(network.modules()):
+        for child, module in parent.named_children():
+            if isinstance(module, nn.MaxPool2d):
+                setattr(parent, child, MaxPoolOfRelus())
     explainer = shap.DeepExplainer(network, background)
     values = []
     try:

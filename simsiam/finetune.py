@@ -12,10 +12,10 @@ from torch import Generator, Tensor, nn
 
 from simsiam.augment import AugmentSettings, random_view
 from simsiam.checkpoint import Store
-from simsiam.data import CLASSES, split
+from simsiam.data import CLASSES, Labels, split
 from simsiam.engine import Record, Result, TrainSettings, train
 from simsiam.features import extract
-from simsiam.metrics import Labels, top_k
+from simsiam.metrics import top_k
 from simsiam.models import Classifier, Encoder, seeded
 
 
@@ -80,16 +80,16 @@ def finetune(
     if len(lrs) > 1:
         kept, held = split(labels, held_out, settings.seed)
         for lr in lrs:
-            trial, _ = fit(kept, lr, f"finetune lr {lr:g}", lambda records: None)
+            trial, _ = fit(kept, lr, f"finetune lr {lr!r}", lambda records: None)
             accuracies[lr] = top_k(predict(trial, images[torch.from_numpy(held)])[0], labels[held], 1)
     best = max(accuracies, key=accuracies.__getitem__) if accuracies else lrs[0]
     classifier, result = fit(np.arange(len(labels)), best, "finetune", on_epoch)
     return Finetuned(classifier, best, accuracies, result)
 
 
-def predict(classifier: Classifier, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Logits (N, classes), backbone features and latents of images (N, 3, S, S) uint8, in evaluation mode."""
-    features, latents = extract(classifier.encoder, images, name="predict")
+def predict(classifier: Classifier, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits (N, classes) and latents (N, latent_dim) of images (N, 3, S, S) uint8, in evaluation mode."""
+    _, latents = extract(classifier.encoder, images, name="predict")
     with torch.inference_mode():
         logits = classifier.head(torch.from_numpy(latents).to(images.device)).cpu().numpy()
-    return logits, features, latents
+    return logits, latents

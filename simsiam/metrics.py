@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32] | NDArray[np.float64]
-Labels = NDArray[np.uint8]
+from simsiam.data import Floats, Labels
 
 
 def top_k(scores: Floats, labels: Labels, k: int) -> float:
@@ -32,7 +31,7 @@ def nearest(bank: Floats, queries: Floats, k: int) -> tuple[NDArray[np.float32],
 def knn_accuracy(bank: Floats, bank_labels: Labels, queries: Floats, labels: Labels, *, k: int, temperature: float) -> float:
     """Top-1 of the weighted kNN classifier (Wu et al. 2018, section 3.4): neighbours vote with exp(cosine / T)."""
     similarities, indices = nearest(bank, queries, k)
-    weights = np.exp(similarities / temperature)
+    weights = np.exp((similarities - similarities[:, :1]) / temperature)  # the nearest weighs 1, so nothing overflows
     neighbour_labels = bank_labels[indices]
     votes = np.stack([(weights * (neighbour_labels == c)).sum(1) for c in range(int(bank_labels.max()) + 1)], axis=1)
     return top_k(votes, labels, 1)

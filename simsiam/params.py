@@ -12,13 +12,15 @@ from simsiam.errors import UserError
 TRAIN_IMAGES = 50_000
 TEST_IMAGES = 10_000
 
-Positive = Annotated[int, Field(ge=1)]
+Epochs = Annotated[int, Field(ge=1, le=100_000)]
+Units = Annotated[int, Field(ge=1, le=16_384)]
+WeightDecay = Annotated[float, Field(ge=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0, le=1)]
 LearningRate = Annotated[float, Field(gt=0, le=100)]
 BatchSize = Annotated[int, Field(ge=2, le=TRAIN_IMAGES)]
 HeldOut = Annotated[int, Field(ge=10, lt=TRAIN_IMAGES)]
-LatentDim = Annotated[int, Field(ge=2, le=65_536)]
+LatentDim = Annotated[int, Field(ge=2, le=16_384)]
 RecipeName = Literal["laptop", "report", "paper"]
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -26,7 +28,15 @@ Precision = Literal["auto", "fp32", "bf16"]
 class Section(BaseModel):
     """Closed and strict: an unknown key, or a string where a number belongs, is an error."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def leaves_a_batch(held_out: int, info: ValidationInfo) -> int:
+    """Refuse a held-out slice that leaves less than one batch to train on."""
+    batch_size = info.data.get("batch_size", 0)
+    if held_out + batch_size > TRAIN_IMAGES:
+        raise ValueError(f"with batch_size {batch_size} it should be at most {TRAIN_IMAGES - batch_size}")
+    return held_out
 
 
 class Data(Section):
@@ -34,18 +44,23 @@ class Data(Section):
 
 
 class Embed(Section):
-    knn_k: Annotated[int, Field(ge=1, le=TRAIN_IMAGES)]
+    knn_k: Annotated[int, Field(ge=1, le=5_000)]
     knn_temperature: Annotated[float, Field(gt=0)]
     queries: list[Annotated[int, Field(ge=0, lt=TEST_IMAGES)]] = Field(min_length=1, max_length=20)
 
 
 class LinearEval(Section):
-    epochs: Positive
+    epochs: Epochs
     batch_size: BatchSize
     lr: list[LearningRate] = Field(min_length=1)
     momentum: Annotated[float, Field(ge=0, lt=1)]
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: WeightDecay
     held_out: HeldOut
+
+    @field_validator("held_out")
+    @classmethod
+    def _leaves_a_batch(cls, held_out: int, info: ValidationInfo) -> int:
+        return leaves_a_batch(held_out, info)
 
 
 class Project(Section):
@@ -64,7 +79,7 @@ class Project(Section):
 class Explain(Section):
     images: list[Annotated[int, Field(ge=0, lt=TEST_IMAGES)]] = Field(min_length=1, max_length=100)
     outputs: Annotated[int, Field(ge=1, le=10)]
-    background: Annotated[int, Field(ge=10, le=10_000)]
+    background: Annotated[int, Field(ge=10, le=1_000)]
 
 
 class Report(Section):
@@ -78,13 +93,14 @@ class Model(Section):
     width: Annotated[int, Field(ge=8, le=1024)]
     normalisation: Literal["cifar10", "half"]
     projector_layers: Annotated[int, Field(ge=1, le=10)]
-    projector_hidden: Positive
-    predictor_hidden: Positive | None
+    projector_hidden: Units
+    latent_norm: bool
+    predictor_hidden: Units | None
 
 
 class Augment(Section):
     view_size: Annotated[int, Field(ge=8, le=32)]
-    crop_scale: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=2, max_length=2)
+    crop_scale: list[Annotated[float, Field(ge=0.01, le=1)]] = Field(min_length=2, max_length=2)
     flip: Probability
     jitter: list[Strength] = Field(min_length=4, max_length=4)
     jitter_probability: Probability
@@ -107,25 +123,30 @@ class Augment(Section):
 
 
 class Pretrain(Section):
-    epochs: Positive
+    epochs: Epochs
     batch_size: BatchSize
     lr: LearningRate
     momentum: Annotated[float, Field(ge=0, lt=1)]
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: WeightDecay
     predictor_lr: Literal["constant", "cosine"]
     precision: Precision
     augment: Augment
 
 
 class Finetune(Section):
-    epochs: Positive
+    epochs: Epochs
     batch_size: BatchSize
     lr: list[LearningRate] = Field(min_length=1)
     momentum: Annotated[float, Field(ge=0, lt=1)]
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: WeightDecay
     held_out: HeldOut
     precision: Precision
     augment: Augment
+
+    @field_validator("held_out")
+    @classmethod
+    def _leaves_a_batch(cls, held_out: int, info: ValidationInfo) -> int:
+        return leaves_a_batch(held_out, info)
 
 
 class Recipe(Section):
@@ -176,7 +197,9 @@ def load(path: Path) -> Params:
         content = YAML(typ="safe").load(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run this from the folder that holds params.yaml") from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no such date or number
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     return check(content, path.name)
 

@@ -31,6 +31,9 @@ SPACES = {  # name in metrics and tables -> (how it is called in figures, colour
 }
 
 
+NETWORKS = {"frozen": "frozen", "finetuned": "fine-tuned"}
+
+
 def save(path: Path, figure: Figure) -> None:
     """Write a PNG, atomically. The same figure gives the same bytes."""
     buffer = io.BytesIO()
@@ -72,7 +75,12 @@ def accuracies_figure(rows: list[tuple[str, float, str]]) -> Figure:
     axes.axvline(10, color="black", linestyle=":", linewidth=1)
     axes.text(10.6, len(rows) - 0.45, "chance", va="bottom", fontsize=8)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
-    axes.set(xlabel="top-1 on the 10,000 test images (%)", xlim=(0, 100), ylim=(-0.6, len(rows)))
+    axes.set(
+        title="What can be read out of the encoder, and out of a random one",
+        xlabel="top-1 on the 10,000 test images (%)",
+        xlim=(0, 100),
+        ylim=(-0.6, len(rows)),
+    )
     return figure
 
 
@@ -210,11 +218,13 @@ def shap_figure(
                 axes.imshow(grey, cmap="gray", alpha=0.25, vmin=0, vmax=255)
                 shap = axes.imshow(pixels[row][..., label], cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.85)
                 _frame(axes, f"{CLASSES[label]}\n{logits[row, label]:+.1f}", "#b9b9b9")
+        words, first = NETWORKS[name], grid[0][columns][0]
+        first.set_title(f"{words.upper()}\n{first.get_title()}", fontsize=8)
         figure.colorbar(
             shap,
             ax=list(grid[-1][columns]),
             location="bottom",
-            label=f"{'fine-tuned' if name == 'finetuned' else name} network: pixel's share of the logit (SHAP value)",
+            label=f"{words} network: pixel's share of the logit (SHAP value)",
             shrink=0.9,
         )
     figure.suptitle("What speaks for (red) and against (blue) a class; under its name, its logit", fontsize=11)

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from simsiam.data import split
+from simsiam.data import Floats, Labels, split
 from simsiam.engine import Record, TrainSettings, train
-from simsiam.metrics import Floats, Labels, top_k
+from simsiam.metrics import top_k
 from simsiam.models import seeded
 
 
@@ -56,7 +56,7 @@ def linear_probe(
 
 
 def _fit(features: Floats, labels: Labels, settings: TrainSettings, device: torch.device, name: str) -> Probe:
-    mean, std = features.mean(0), features.std(0).clip(1e-6)
+    mean, std = features.mean(0), np.maximum(features.std(0), 1e-3 * features.std() + 1e-12)
     x = torch.from_numpy((features - mean) / std).float().to(device)
     y = torch.from_numpy(labels).long().to(device)
     with seeded(settings.seed):

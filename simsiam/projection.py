@@ -8,7 +8,7 @@ from sklearn.metrics import silhouette_score
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from simsiam.metrics import Floats, Labels
+from simsiam.data import Floats, Labels
 
 
 def pca(features: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -27,9 +27,11 @@ def tsne(features: Floats, *, perplexity: float, seed: int) -> NDArray[np.float3
     More than 50 dimensions are first reduced to 50 principal components, as van der Maaten & Hinton 2008, section 4.2, do
     with 30. Raises ValueError when perplexity is not smaller than N.
     """
-    reduced = pca(features)[0][:, :50]
+    reduced = pca(features)[0][:, :50].astype(np.float32)
+    if reduced[:, 0].std() < 1e-12:  # all features are one: scikit-learn would divide by their spread and crash
+        return np.zeros((len(features), 2), np.float32)
     model = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed, n_jobs=-1)
-    coordinates: NDArray[np.float32] = model.fit_transform(reduced.astype(np.float32))
+    coordinates: NDArray[np.float32] = model.fit_transform(reduced)
     return coordinates
 
 

@@ -43,7 +43,7 @@ def render(title: str, metrics: Metrics, figures: dict[str, bytes], parameters: 
     return environment.get_template("report.html.j2").render(
         title=title,
         metrics=metrics,
-        run=metrics["pretrain"]["run"][0],
+        run=metrics["pretrain"]["trained"][0],
         stages={name: content["run"][0] for name, content in metrics.items()},
         figures={name: "data:image/png;base64," + base64.b64encode(content).decode() for name, content in figures.items()},
         parameters=parameters,

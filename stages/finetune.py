@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from simsiam.augment import AugmentSettings
-from simsiam.checkpoint import Store, fingerprint, save_weights
+from simsiam.checkpoint import Store, fingerprint, save_weights, store_folder
 from simsiam.data import SHA256, load, to_tensor
 from simsiam.engine import Record, TrainSettings, pick_device
 from simsiam.files import sha256_file, write_csv, write_npz
@@ -22,15 +22,16 @@ def finetune(params: Params, root: Path) -> Metrics:
     data, device, chosen = load(root / "data/cifar10.npz"), pick_device(), params.chosen.finetune
     settings = TrainSettings(seed=params.seed, lr=chosen.lr[0], **chosen.model_dump(exclude={"lr", "held_out", "augment"}))
     augment = AugmentSettings(**chosen.augment.model_dump())
+    encoder = load_encoder(root / "models/encoder.pt")
     inputs = SHA256 | {"encoder": sha256_file(root / "models/encoder.pt")}
     identity = [asdict(settings), asdict(augment), chosen.lr, chosen.held_out]
-    folder = root / ".checkpoints/finetune" / fingerprint(identity, inputs)
+    folder = store_folder(root) / "finetune" / fingerprint(identity, inputs)
 
     def write_curve(records: list[Record]) -> None:
         write_csv(root / "reports/curves/finetune.csv", records)
 
     tuned = train_classifier(
-        load_encoder(root / "models/encoder.pt"),
+        encoder,
         to_tensor(data.x_train, device),
         data.y_train,
         augment=augment,
@@ -40,13 +41,16 @@ def finetune(params: Params, root: Path) -> Metrics:
         store_for=lambda name: Store(folder / name),
         on_epoch=write_curve,
     )
-    scores, backbone, latent = predict(tuned.classifier, to_tensor(data.x_test, device))
-    encoder, head = tuned.classifier.encoder, tuned.classifier.head
+    scores, latent = predict(tuned.classifier, to_tensor(data.x_test, device))
     save_weights(
         root / "models/finetuned.pt",
-        {"settings": asdict(encoder.settings), "weights": encoder.state_dict(), "head": head.state_dict()},
+        {
+            "settings": asdict(encoder.settings),
+            "weights": tuned.classifier.encoder.state_dict(),
+            "head": tuned.classifier.head.state_dict(),
+        },
     )
-    write_npz(root / "data/finetuned.npz", backbone_test=backbone, latent_test=latent)
+    write_npz(root / "data/finetuned.npz", latent_test=latent)
     print(f"finetune: {top_k(scores, data.y_test, 1):.1%} of the test images right", file=sys.stderr)
     return {
         "top1": top_k(scores, data.y_test, 1),
@@ -56,6 +60,7 @@ def finetune(params: Params, root: Path) -> Metrics:
         "lr": tuned.lr,
         "seconds": round(tuned.result.seconds, 1),
         "images_per_second": round(tuned.result.images_per_second, 1),
+        "trained": [tuned.result.machine],
         "held_out": [{"lr": lr, "top1": top1} for lr, top1 in tuned.held_out_top1.items()],
     }
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from simsiam.augment import AugmentSettings
-from simsiam.checkpoint import Store, fingerprint
+from simsiam.checkpoint import Store, fingerprint, store_folder
 from simsiam.data import SHA256, load, to_tensor
 from simsiam.engine import Record, TrainSettings, pick_device
 from simsiam.files import write_csv
@@ -39,7 +39,7 @@ def pretrain(params: Params, root: Path) -> Metrics:
         settings=settings,
         stop_gradient=params.stop_gradient,
         constant_predictor_lr=constant_lr,
-        store=Store(root / ".checkpoints/pretrain" / fingerprint(identity, SHA256)),
+        store=Store(store_folder(root) / "pretrain" / fingerprint(identity, SHA256)),
         on_epoch=write_curve,
     )
     save_encoder(root / "models/encoder.pt", encoder)
@@ -56,8 +56,16 @@ def pretrain(params: Params, root: Path) -> Metrics:
         "epochs": settings.epochs,
         "seconds": round(result.seconds, 1),
         "images_per_second": round(result.images_per_second, 1),
-        "precision": result.precision,
         "predictor_hidden": hidden,
+        "trained": [  # a list, which DVC's tables leave out
+            {
+                "recipe": params.recipe,
+                "latent_dim": params.latent_dim,
+                "stop_gradient": params.stop_gradient,
+                "seed": params.seed,
+                **result.machine,
+            }
+        ],
     }
 
 

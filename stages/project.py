@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simsiam.data import CLASSES, split
+from simsiam.data import CLASSES, Floats, split
 from simsiam.files import read_npz, write_text
-from simsiam.metrics import Floats
 from simsiam.params import Params
 from simsiam.plots import maps_figure, plane_figure, save, variance_figure
 from simsiam.projection import knn_in_plane, map_trustworthiness, pca, silhouette, tsne

@@ -37,6 +37,7 @@ def tiny() -> EncoderSettings:
         normalisation="cifar10",
         projector_layers=2,
         projector_hidden=16,
+        latent_norm=True,
         seed=3,
     )
 

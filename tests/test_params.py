@@ -51,6 +51,8 @@ BAD = [
     ("recipes.laptop.model.depth", 34, "10 or 18"),
     ("recipes.laptop.pretrain.augment.crop_scale", [0.9, 0.2], "[smallest, largest]"),
     ("project.perplexity", 5000.0, "smaller than project.points"),
+    ("linear_eval.held_out", 49_900, "at most 49488"),
+    ("recipes.laptop.pretrain.weight_decay", float("inf"), "finite number"),
     ("explain.images", [10_000], "less than 10000"),
     ("linear_eval.lr", [], "at least 1 item"),
     ("ablation.latent_dim", [0], "greater than or equal to 2"),
@@ -81,7 +83,7 @@ def test_a_missing_key(content: Any) -> None:
         check(content)
 
 
-@pytest.mark.parametrize("text", ["", "a: [1", "- 1\n- 2\n", "recipe: laptop\nrecipe: paper\n"])
+@pytest.mark.parametrize("text", ["", "a: [1", "- 1\n- 2\n", "recipe: laptop\nrecipe: paper\n", "seed: 2020-13-45"])
 def test_a_file_that_is_no_params_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(UserError, match=r"params\.yaml") as caught:
