@@ -226,6 +226,8 @@ def shap_figure(
             location="bottom",
             label=f"{words} network: pixel's share of the logit (SHAP value)",
             shrink=0.9,
+            ticks=[-limit, 0, limit],
+            format="%.2g",
         )
     figure.suptitle("What speaks for (red) and against (blue) a class; under its name, its logit", fontsize=11)
     return figure
