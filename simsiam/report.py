@@ -1,11 +1,13 @@
 """Numbers and figures -> one self-contained page. Knows no torch."""
 
 import base64
+import io
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
+from PIL import Image
 
 HERE = Path(__file__).parent
 Metrics = dict[str, Any]
@@ -31,6 +33,13 @@ def accuracy_rows(metrics: Metrics) -> list[tuple[str, float, str]]:
     ]
 
 
+def embedded(png: bytes) -> str:
+    """A PNG as a data URL, in WebP, which is smaller."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").save(buffer, "WEBP", quality=90)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
 def render(title: str, metrics: Metrics, figures: dict[str, bytes], parameters: str) -> str:
     """The page as HTML.
 
@@ -45,7 +54,7 @@ def render(title: str, metrics: Metrics, figures: dict[str, bytes], parameters: 
         metrics=metrics,
         run=metrics["pretrain"]["trained"][0],
         stages={name: content["run"][0] for name, content in metrics.items()},
-        figures={name: "data:image/png;base64," + base64.b64encode(content).decode() for name, content in figures.items()},
+        figures={name: embedded(png) for name, png in figures.items()},
         parameters=parameters,
         published=published().astype(object).where(lambda frame: frame.notna(), None).to_dict("records"),
     )

@@ -181,7 +181,7 @@ def test_the_pipeline_leaves_every_contracted_number(clone: Path) -> None:
 def test_the_report_opens_offline_and_shows_the_run(clone: Path) -> None:
     page = (clone / "reports/index.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
-    assert page.count("data:image/png;base64,") == len(list((clone / "reports/figures").glob("*.png"))) == 9
+    assert page.count("data:image/webp;base64,") == len(list((clone / "reports/figures").glob("*.png"))) == 9
     top1 = json.loads((clone / "reports/metrics/linear_eval.json").read_text())["linear_eval"]["backbone"]["top1"]
     assert f"{top1:.1%}" in page and "latent dimension <b>2</b>" in page
     assert all(published in page for published in ("91.8%", "34.1%", "60.9%", "10.4%"))
