@@ -1,8 +1,12 @@
-# make repro: set up and run the pipeline.   make test: set up and pass the tests.
+# make repro              set up and run the pipeline
+# make test               set up and pass the tests
+# make bench              throughput beside other libraries (about 10 minutes), after make repro
+# make soak               kill trainings at random moments and see that nothing is lost (about 10 minutes)
+# make clean-checkpoints  show what the checkpoint store holds, and free it
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: repro test
+.PHONY: repro test bench soak clean-checkpoints
 
 repro: .git .venv/installed
 	python -m stages.check
@@ -14,6 +18,18 @@ test: .git .venv/installed
 	ruff format --check .
 	mypy
 	python -m pytest
+
+bench: .git .venv/installed
+	uv pip install --python .venv/bin/python --constraint requirements.txt --requirement requirements-bench.txt || \
+		python -m pip install --constraint requirements.txt --requirement requirements-bench.txt
+	dvc repro download
+	python -m benchmarks.throughput
+
+soak: .git .venv/installed
+	python -m tests.soak
+
+clean-checkpoints: .venv/installed
+	python -m stages.checkpoints --free
 
 # uv installs in parallel; where it cannot reach a package index that pip is set up for, pip does the same.
 .venv/installed: requirements.txt

@@ -1,6 +1,7 @@
 """Random views of a batch of images, made by tensor operations on the batch's device.
 
-Every sample gets its own crop, flip, colours and blur; every random number comes from the generator handed in. Given
+Every sample gets its own crop, flip, colours and blur. All random numbers are drawn first, on the CPU, from the generator
+handed in; the operations are then pure functions of images and parameters, on whatever device the images are. Given
 the same parameters each operation equals torchvision's functional one on float images (tests/test_augment.py). One
 thing differs from torchvision's ColorJitter: the order of its four operations is drawn per batch, not per image.
 """
@@ -27,31 +28,60 @@ class AugmentSettings:
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """The random numbers of one view of N images."""
+
+    numbers: Tensor  # (11, N) float32; each row is one parameter, in the order that `make_view` names them
+    jitter_order: list[int]  # a permutation of brightness 0, contrast 1, saturation 2, hue 3, for the whole batch
+
+
 def random_view(images: Tensor, generator: Generator, settings: AugmentSettings) -> Tensor:
     """One random view of each image.
 
-    images: (N, 3, S, S) uint8. Returns (N, 3, view_size, view_size) float32 in [0, 1], channels_last.
+    images: (N, 3, S, S) uint8 on any device; generator: on the CPU, so that views are the same on every device and nobody
+    waits for a GPU to know them. Returns (N, 3, view_size, view_size) float32 in [0, 1], channels_last.
     """
+    return make_view(images, draw(len(images), images.shape[-1], generator, settings), settings)
+
+
+def draw(n: int, size: int, generator: Generator, settings: AugmentSettings) -> Drawn:
+    """What happens to each of n images of size x size pixels. An operation that is not chosen gets its neutral parameter."""
+
+    def chosen(probability: float) -> Tensor:  # (n,) bool
+        return torch.rand(n, generator=generator) < probability
+
+    crop = random_crop(n, size, settings.crop_scale, generator)
+    flip = chosen(settings.flip)
+    jitter = (2 * torch.rand(4, n, generator=generator) - 1) * torch.tensor(settings.jitter).view(4, 1)
+    jitter = jitter * chosen(settings.jitter_probability)
+    order = torch.randperm(4, generator=generator).tolist()
+    grey = chosen(settings.grey)
+    low, high = settings.blur_sigma
+    sigma = (low + (high - low) * torch.rand(n, generator=generator)) * chosen(settings.blur)
+    return Drawn(torch.stack([*crop, flip.float(), *jitter, grey.float(), sigma]), order)
+
+
+def make_view(images: Tensor, drawn: Drawn, settings: AugmentSettings) -> Tensor:
+    """The view of each image that was drawn. Shapes and ranges as `random_view`."""
+    numbers = drawn.numbers.pin_memory() if images.is_cuda else drawn.numbers
+    numbers = numbers.to(images.device, non_blocking=True)
+    top, left, height, width, flip, brightness, contrast, saturation, hue, grey_, sigma = numbers
     with torch.autocast(images.device.type, enabled=False):  # views are fp32 whatever the network is trained in
-        return _random_view(images, generator, settings)
-
-
-def _random_view(images: Tensor, generator: Generator, settings: AugmentSettings) -> Tensor:
-    n, _, size, _ = images.shape
-
-    def chance(probability: float) -> Tensor:  # (N,) bool
-        return torch.rand(n, generator=generator, device=images.device) < probability
-
-    top, left, height, width = random_crop(n, size, settings.crop_scale, generator, images.device)
-    views = crop_resize(images.float() / 255, top, left, height, width, settings.view_size, chance(settings.flip))
-    if settings.jitter_probability > 0:
-        views = random_jitter(views, generator, settings.jitter, chance(settings.jitter_probability))
-    if settings.grey > 0:
-        views = torch.where(_per_sample(chance(settings.grey)), grey(views), views)
-    if settings.blur > 0:
-        low, high = settings.blur_sigma
-        sigma = low + (high - low) * torch.rand(n, generator=generator, device=images.device)
-        views = torch.where(_per_sample(chance(settings.blur)), blur(views, sigma), views)
+        views = crop_resize(images.float() / 255, top, left, height, width, settings.view_size, flip > 0)
+        if settings.jitter_probability > 0:
+            operations = (
+                lambda x: adjust_brightness(x, 1 + brightness),
+                lambda x: adjust_contrast(x, 1 + contrast),
+                lambda x: adjust_saturation(x, 1 + saturation),
+                lambda x: adjust_hue(x, hue),
+            )
+            for index in drawn.jitter_order:
+                views = operations[index](views)
+        if settings.grey > 0:
+            views = torch.where(_per_sample(grey_ > 0), grey(views), views)
+        if settings.blur > 0:
+            views = blur(views, sigma)
     return views.contiguous(memory_format=torch.channels_last)
 
 
@@ -60,7 +90,6 @@ def random_crop(
     size: int,
     scale: tuple[float, float],
     generator: Generator,
-    device: torch.device,
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     tries: int = 10,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -71,7 +100,7 @@ def random_crop(
     """
 
     def uniform(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(n, tries, generator=generator, device=device)
+        return low + (high - low) * torch.rand(n, tries, generator=generator)
 
     area = uniform(*scale) * size * size
     log_low, log_high = torch.log(torch.tensor(ratio)).tolist()
@@ -79,10 +108,10 @@ def random_crop(
     widths, heights = torch.round(torch.sqrt(area * aspect)), torch.round(torch.sqrt(area / aspect))
     fits = (widths >= 1) & (widths <= size) & (heights >= 1) & (heights <= size)
     first = fits.int().argmax(1, keepdim=True)
-    whole = torch.full((n,), float(size), device=device)
+    whole = torch.full((n,), float(size))
     width = torch.where(fits.any(1), widths.gather(1, first).squeeze(1), whole)
     height = torch.where(fits.any(1), heights.gather(1, first).squeeze(1), whole)
-    corner = torch.rand(2, n, generator=generator, device=device)
+    corner = torch.rand(2, n, generator=generator)
     top, left = torch.floor(corner[0] * (size - height + 1)), torch.floor(corner[1] * (size - width + 1))
     return top, left, height, width
 
@@ -109,26 +138,6 @@ def _resize_matrix(start: Tensor, length: Tensor, size: int, out: int) -> Tensor
     weights = (1 - (pixels + 0.5 - centre).abs() / scale.clamp(min=1)).clamp(min=0)
     weights = weights * ((pixels >= start) & (pixels < start + length))
     return weights / weights.sum(2, keepdim=True)
-
-
-def random_jitter(
-    images: Tensor, generator: Generator, strength: tuple[float, float, float, float], chosen: Tensor
-) -> Tensor:
-    """torchvision's ColorJitter for the chosen images: factors uniform in 1 +- strength, hue in +- strength."""
-    n, device = len(images), images.device
-    draws = 2 * torch.rand(4, n, generator=generator, device=device) - 1
-    draws = torch.where(chosen, draws, 0.0) * torch.tensor(strength, device=device).view(4, 1)
-    order = torch.rand(4, generator=generator, device=device).argsort().tolist()
-    for operation in order:
-        if operation == 0:
-            images = adjust_brightness(images, 1 + draws[0])
-        elif operation == 1:
-            images = adjust_contrast(images, 1 + draws[1])
-        elif operation == 2:
-            images = adjust_saturation(images, 1 + draws[2])
-        else:
-            images = adjust_hue(images, draws[3])
-    return images
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -169,7 +178,7 @@ def grey(images: Tensor) -> Tensor:
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """3x3 Gaussian blur with a sigma (N,) of its own for each image, edges reflected."""
+    """3x3 Gaussian blur with a sigma (N,) of its own for each image, edges reflected; a sigma of 0 changes nothing."""
     side = _per_sample(torch.exp(-0.5 / sigma**2))
     side, middle = side / (1 + 2 * side), 1 / (1 + 2 * side)
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")

@@ -7,22 +7,26 @@ store lies outside DVC's outputs, because DVC deletes those before a stage runs.
 A file is written whole or not at all, and carries its own SHA-256 in its name: `00000123-<digest>.pt`.
 """
 
+import fcntl
 import io
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from simsiam import parallel
 from simsiam.errors import UserError
-from simsiam.files import atomic_write, sha256, sha256_file
+from simsiam.files import atomic_write, sha256, sha256_file, write_json
 
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
 
 
-def fingerprint(settings: list[Any], data: dict[str, str]) -> str:
+def fingerprint(settings: dict[str, Any], data: dict[str, str]) -> str:
     """16 hexadecimal digits of the settings, the data's digests and the source of every simsiam module imported so far.
 
     The schema of params.yaml is left out: what of it matters is in the settings.
@@ -35,6 +39,30 @@ def fingerprint(settings: list[Any], data: dict[str, str]) -> str:
 def store_folder(root: Path) -> Path:
     """Where checkpoints lie: beside the repository that DVC works for, also when it runs a copy (`--temp`, `--queue`)."""
     return Path(os.environ.get("DVC_ROOT", root)) / ".checkpoints"
+
+
+@contextmanager
+def open_store(
+    root: Path, kind: str, settings: dict[str, Any], data: dict[str, str], *, fresh: bool = False
+) -> Iterator["Store"]:
+    """The place of the training that these settings and data, with today's code, make; `fresh` empties it first.
+
+    What it is a training of is written beside the checkpoints, for people to read. Another program that is at the same
+    training is waited for: it leaves a finished checkpoint, or what it had when it was killed.
+    """
+    folder = store_folder(root) / kind / fingerprint(settings, data)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        if parallel.rank() == 0:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{kind}: another program is at the same training: waiting for it", file=sys.stderr)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            for leftover in [*folder.glob(".*.tmp"), *(folder.glob("*.pt") if fresh else ())]:
+                leftover.unlink()
+            write_json(folder / "settings.json", settings)
+        yield Store(folder)
 
 
 class Store:

@@ -1,28 +1,35 @@
 """The one training loop. It knows batches, learning rates and checkpoints; not SimSiam, and not CIFAR-10."""
 
+import shutil
 import signal
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
+from simsiam import parallel
 from simsiam.checkpoint import Store
 from simsiam.errors import UserError
 from simsiam.machine import machine
 from simsiam.schedule import cosine
+from simsiam.seeds import derive
 
 Precision = Literal["auto", "fp32", "bf16"]
+Compile = Literal["auto", "always", "never"]
 Record = dict[str, float]
-LossOf = Callable[[Tensor, Generator], tuple[Tensor, dict[str, Tensor]]]
+LossOf = Callable[[nn.Module, Tensor, Generator], tuple[Tensor, dict[str, Tensor]]]
 
 LOOK_EVERY = 20  # steps between two looks at the numbers: a look makes a GPU wait
 SAVE_EVERY = 60.0  # seconds between two checkpoints
+COMPILE_FROM = {"cpu": 1_000_000, "cuda": 10_000_000}  # examples in a training from which compiling it pays
 
 
 @dataclass(frozen=True)
@@ -30,12 +37,13 @@ class TrainSettings:
     """Everything about a training that is neither the model nor the data."""
 
     epochs: int
-    batch_size: int
+    batch_size: int  # of all processes together
     lr: float  # for a batch of 256; the peak rate is lr * batch_size / 256 (Goyal et al. 2017)
     momentum: float
     weight_decay: float
     seed: int
     precision: Precision = "auto"
+    compile: Compile = "never"
 
 
 @dataclass(frozen=True)
@@ -56,9 +64,25 @@ class Interrupted(UserError):
         self.exit_code = 128 + number  # the shell's convention for a death by signal
 
 
+@dataclass
+class Progress:
+    """All that moves in a training besides weights and optimiser. Random numbers are made anew from the step."""
+
+    step: int = 0
+    seconds: float = 0.0
+    records: list[Record] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)  # of the columns of `watched`
+    watched: Tensor = field(default_factory=lambda: torch.empty(0))  # (steps of an epoch, names), of the running epoch
+    machine: dict[str, Any] = field(default_factory=dict)
+
+
 def pick_device() -> torch.device:
-    """The GPU when there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU when there is one, else the CPU; a GPU is set up for speed: TF32, and the fastest convolutions of cuDNN."""
+    device = parallel.local_device()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+    return device
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
@@ -69,6 +93,14 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
+
+
+def resolve_compile(compile: Compile, device: torch.device, examples: int) -> bool:
+    """`auto` compiles a training of so many examples that it wins back the minute it takes, where there is a compiler."""
+    if compile != "auto":
+        return compile == "always"
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return examples >= COMPILE_FROM[device.type] and shutil.which("g++") is not None and headers.exists()
 
 
 def train(
@@ -83,125 +115,122 @@ def train(
     store: Store | None = None,
     on_epoch: Callable[[list[Record]], None] = lambda records: None,
 ) -> Result:
-    """Minimise `loss_of` over the parameters of `module` by SGD with a cosine schedule.
+    """Minimise `loss_of` over the parameters of `module`, which are on `device`, by SGD with a cosine schedule.
 
-    loss_of(batch, generator): `batch` holds the indices (B,) int64, on the CPU, of the examples in this step; returns the
-    scalar loss and named scalars to watch. The generator, on the device, is for augmentation.
+    loss_of(network, batch, generator): `network` is the module as it is trained here (compiled, or shared with other
+    processes), `batch` the indices (B,) int64, on the device, of the examples in this step, `generator` a source of
+    random numbers, on the CPU, that is new in every step. Returns the scalar loss and named scalars to watch.
     constant_lr: a child of `module` whose learning rate stays at the peak (Chen & He, section 4.2).
     store: where checkpoints go, and where a training that was cut short is taken up again, bit for bit on a CPU.
-    on_epoch: called after every epoch with all records so far.
+    on_epoch: called, by process 0, after every epoch with all records so far.
 
-    An epoch is a new permutation of the examples without its last incomplete batch.
+    An epoch is a new permutation of the examples without its last incomplete batch. Where several processes train together
+    (`simsiam.parallel`), each takes its share of every batch with random numbers of its own.
     Raises UserError when a loss is not finite, and Interrupted, once saved, on SIGINT or SIGTERM.
     """
     batch_size, steps = settings.batch_size, examples // settings.batch_size
+    rank, processes = parallel.rank(), parallel.size()
     if steps == 0:
         raise UserError(f"{name}: batch_size is {batch_size} but there are only {examples} images: make it smaller")
-    peak = settings.lr * batch_size / 256
+    if batch_size % processes:
+        raise UserError(f"{name}: batch_size is {batch_size}, which {processes} processes cannot share evenly")
+    total, peak = settings.epochs * steps, settings.lr * batch_size / 256
+    precision = resolve_precision(settings.precision, device)
+    compiled = resolve_compile(settings.compile, device, total * batch_size)
+
+    network = parallel.share(module)
     optimizer = torch.optim.SGD(
         _parameter_groups(module, constant_lr),
         lr=peak,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
-        fused=device.type == "cuda",
+        fused=True,
     )
-    precision = resolve_precision(settings.precision, device)
-    generator = Generator(device).manual_seed(settings.seed)
-    records: list[Record] = []
-    watched = torch.empty(0)  # (steps, numbers) of the running epoch
-    names: list[str] = []
-    done, seconds_before = 0, 0.0
-    where = machine() | {"precision": precision}
-
-    state = store.latest() if store else None
-    if state:
+    here = machine() | {"precision": precision, "compiled": compiled, "processes": processes}
+    now = Progress(machine=here)
+    if state := parallel.first_alone(store.latest) if store else None:
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
-        for group in optimizer.param_groups:
-            group["fused"] = device.type == "cuda"
-        if state["device"] == device.type:
-            generator.set_state(state["generator"])
-        elif state["step"] < settings.epochs * steps:
-            print(f"{name}: the checkpoint is from another device: its random numbers cannot go on here", file=sys.stderr)
-        if state["step"] == settings.epochs * steps:  # nothing is left to do, so this machine has no part in it
-            where = state["machine"]
-        records, names, watched = state["records"], state["names"], state["watched"].to(device)
-        done, seconds_before = state["step"], state["seconds"]
-        print(f"{name}: going on from step {done} of {settings.epochs * steps}", file=sys.stderr)
-        on_epoch(records)
+        now = Progress(**state["progress"])
+        now.watched = now.watched.to(device)
+        if now.step < total:  # else nothing is left to do, and this machine has no part in it
+            now.machine = here
+        if rank == 0:
+            print(f"{name}: going on from step {now.step} of {total}", file=sys.stderr)
+            on_epoch(now.records)
+    if compiled:
+        network = torch.compile(network)  # type: ignore[assignment]
 
-    started = saved = time.monotonic()
+    before, started = now.seconds, time.monotonic()
+    saved = started
 
     def save() -> None:
-        if store:
-            store.save(
-                done,
-                {
-                    "step": done,
-                    "device": device.type,
-                    "machine": where,
-                    "module": module.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "generator": generator.get_state(),
-                    "records": records,
-                    "names": names,
-                    "watched": watched,
-                    "seconds": seconds_before + time.monotonic() - started,
-                },
-            )
+        nonlocal saved
+        now.seconds = before + time.monotonic() - started
+        if store and rank == 0:
+            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(now)}
+            store.save(now.step, state)
+        saved = time.monotonic()
 
     module.train()
-    with _stop_signals() as stop, progress(settings.epochs * steps * batch_size, name, done * batch_size) as bar:
-        while done < settings.epochs * steps:
-            epoch, first = divmod(done, steps)
-            order = torch.randperm(examples, generator=Generator().manual_seed((settings.seed << 20) + epoch))
+    with _stop_signals() as stop, progress_bar(total * batch_size, name, now.step * batch_size) as bar:
+        while now.step < total:
+            epoch, first = divmod(now.step, steps)
+            order = torch.randperm(examples, generator=Generator().manual_seed(derive(settings.seed, 0, epoch))).to(device)
             for step in range(first, steps):
-                factor = cosine(done, settings.epochs * steps)
+                factor = cosine(now.step, total)
                 for group in optimizer.param_groups:
                     group["lr"] = peak * (1.0 if group["constant"] else factor)
-                batch = order[step * batch_size : (step + 1) * batch_size]
+                batch = order[step * batch_size : (step + 1) * batch_size].chunk(processes)[rank]
+                generator = Generator().manual_seed(derive(settings.seed, 1, now.step, rank))
                 with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                    loss, extras = loss_of(batch, generator)
+                    loss, extras = loss_of(network, batch, generator)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
-                done += 1
+                now.step += 1
 
                 if step == 0:
-                    names = ["loss", *extras]
-                    watched = torch.zeros(steps, len(names), device=device)
-                watched[step] = torch.stack([loss.detach().float(), *(value.float() for value in extras.values())])
+                    now.names = ["loss", *extras]
+                    now.watched = torch.zeros(steps, len(now.names), device=device)
+                now.watched[step] = torch.stack([loss.detach().float(), *(value.float() for value in extras.values())])
                 bar.update(batch_size)
-                last, finished = step == steps - 1, done == settings.epochs * steps
-                save_now = stop or finished or time.monotonic() - saved > SAVE_EVERY
-                if last or save_now or done % LOOK_EVERY == 0:
-                    _check_finite(watched[: step + 1, 0], epoch * steps, name)
-                    bar.set_postfix(
-                        {key: f"{value:.3f}" for key, value in zip(names, watched[step].tolist(), strict=True)},
-                        refresh=False,
-                    )
+                last, overdue = step == steps - 1, time.monotonic() - saved > SAVE_EVERY
+                look = last or now.step % LOOK_EVERY == 0
+                if not look and (processes > 1 or not (stop or overdue)):  # several processes have to look together
+                    continue
+                seen = now.watched[: step + 1] = parallel.mean(now.watched[: step + 1])
+                _check_finite(seen[:, 0], epoch * steps, name)
+                numbers = zip(now.names, seen[-1].tolist(), strict=True)
+                bar.set_postfix({key: f"{number:.3f}" for key, number in numbers}, refresh=False)
                 if last:
-                    means = watched.mean(0).tolist()
-                    records = [
-                        *records,
-                        {"epoch": epoch + 1, "step": done, "lr": peak * factor, **dict(zip(names, means, strict=True))},
-                    ]
-                    on_epoch(records)
-                if save_now:
+                    means = dict(zip(now.names, seen.mean(0).tolist(), strict=True))
+                    now.records = [*now.records, {"epoch": epoch + 1, "step": now.step, "lr": peak * factor, **means}]
+                    if rank == 0:
+                        on_epoch(now.records)
+                stopping = parallel.any_of(bool(stop), device)
+                if stopping or overdue or now.step == total:
                     save()
-                    saved = time.monotonic()
-                if stop:
+                if stopping:
                     kept = "saved; the same command goes on from here" if store else "nothing of it was saved"
-                    raise Interrupted(f"{name}: stopped at step {done} of {settings.epochs * steps}, {kept}", stop[0])
-    seconds = seconds_before + time.monotonic() - started
-    return Result(records, seconds, settings.epochs * steps * batch_size / seconds, where)
+                    number = stop[0] if stop else signal.SIGTERM
+                    raise Interrupted(f"{name}: stopped at step {now.step} of {total}, {kept}", number)
+    seconds = before + time.monotonic() - started
+    return Result(now.records, seconds, total * batch_size / seconds, now.machine)
 
 
-def progress(total: int, name: str, initial: int = 0) -> "tqdm[Any]":
+def progress_bar(total: int, name: str, initial: int = 0) -> "tqdm[Any]":
     """A progress bar over images; where the output is not a terminal, a line now and then."""
     seconds = 0.3 if sys.stderr.isatty() else 20
     return tqdm(
-        total=total, initial=initial, desc=name, unit=" images", unit_scale=True, mininterval=seconds, dynamic_ncols=True
+        total=total,
+        initial=initial,
+        desc=name,
+        unit=" images",
+        unit_scale=True,
+        mininterval=seconds,
+        dynamic_ncols=True,
+        disable=parallel.rank() > 0,
     )
 
 

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from simsiam.engine import progress
+from simsiam.engine import progress_bar
 from simsiam.models import Encoder
 
 
@@ -20,7 +20,7 @@ def extract(
     was_training = encoder.training
     encoder.to(images.device).eval()
     features, latents = [], []
-    with torch.inference_mode(), progress(len(images), name) as bar:
+    with torch.inference_mode(), progress_bar(len(images), name) as bar:
         for batch in torch.split(images, batch_size):
             h, z = encoder(batch.float().div(255).contiguous(memory_format=torch.channels_last))
             features.append(h.cpu())

@@ -2,7 +2,9 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,14 +40,14 @@ def finetune(
     settings: TrainSettings,
     lrs: list[float],
     held_out: int,
-    store_for: Callable[[str], Store] | None = None,
+    store_for: Callable[[dict[str, Any]], AbstractContextManager[Store | None]] = lambda trial: nullcontext(),
     on_epoch: Callable[[list[Record]], None] = lambda records: None,
 ) -> Finetuned:
     """Train a copy of `encoder` and a new linear head on its latent with cross-entropy; `encoder` itself is not touched.
 
     images: (N, 3, S, S) uint8 on the device to train on; labels (N,). Of several candidate learning rates the one with
     the best top-1 on a held-out slice of the given images, after training on the rest, is used to train on all of them.
-    store_for: gives each training, by its name, the place of its checkpoints.
+    store_for: gives each training, by its learning rate and the images it is trained on, the place of its checkpoints.
     """
     accuracies: dict[float, float] = {}
     targets = torch.from_numpy(labels).long().to(images.device)
@@ -57,24 +59,25 @@ def finetune(
             head = nn.Linear(encoder.settings.latent_dim, len(CLASSES))
         classifier = Classifier(copy.deepcopy(encoder), head)
         classifier.to(images.device).to(memory_format=torch.channels_last)
-        chosen = torch.from_numpy(indices)
+        chosen = torch.from_numpy(indices).to(images.device)
 
-        def loss_of(batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        def loss_of(network: nn.Module, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
             batch = chosen[batch]
-            logits = classifier(random_view(images[batch], generator, augment)).float()
+            logits = network(random_view(images[batch], generator, augment)).float()
             loss = F.cross_entropy(logits, targets[batch])
             return loss, {"top1": (logits.argmax(1) == targets[batch]).float().mean()}
 
-        result = train(
-            classifier,
-            loss_of,
-            examples=len(indices),
-            settings=replace(settings, lr=lr),
-            device=images.device,
-            name=name,
-            store=store_for(name.replace(" ", "-")) if store_for else None,
-            on_epoch=report,
-        )
+        with store_for({"lr": lr, "images": len(indices)}) as store:
+            result = train(
+                classifier,
+                loss_of,
+                examples=len(indices),
+                settings=replace(settings, lr=lr),
+                device=images.device,
+                name=name,
+                store=store,
+                on_epoch=report,
+            )
         return classifier, result
 
     if len(lrs) > 1:

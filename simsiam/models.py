@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from simsiam.checkpoint import load_weights, save_weights
 from simsiam.errors import UserError
+from simsiam.seeds import derive
 
 BLOCKS_PER_STAGE = {10: 1, 18: 2}  # depth -> basic blocks in each of the four stages
 # Mean and standard deviation of each channel that standardise images in [0, 1].
@@ -44,20 +45,36 @@ class EncoderSettings:
     seed: int  # of the initial weights
 
 
+class Conv2d(nn.Conv2d):
+    """torch's convolution, computed as a matrix product where the map that comes out is a single pixel.
+
+    Then only the taps that meet the input count, the others meet padding. The result is the same but for rounding; on a CPU
+    the gradient of the weight is some 20 times faster, and with it the last stage of a ResNet on small images.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = int(self.padding[0])  # of the taps that meet the input, in each direction
+        met = min(x.shape[-1], self.kernel_size[0] - first)
+        if x.shape[-1] > self.stride[0]:
+            return super().forward(x)
+        taps = self.weight[:, :, first : first + met, first : first + met]
+        return nn.functional.linear(x[:, :, :met, :met].flatten(1), taps.flatten(1))[:, :, None, None]
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al. 2016, figure 2)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv1 = Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.conv2 = Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.relu2 = nn.ReLU()
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu1(self.bn1(self.conv1(x)))
@@ -168,7 +185,7 @@ class SimSiam(nn.Module):
     def __init__(self, encoder: Encoder, predictor_hidden: int) -> None:
         super().__init__()
         self.encoder = encoder
-        with seeded(encoder.settings.seed + 2**32):  # another stream than the encoder's
+        with seeded(derive(encoder.settings.seed, 2)):  # another stream than the encoder's
             self.predictor = predictor(encoder.settings.latent_dim, predictor_hidden)
 
     def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

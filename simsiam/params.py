@@ -23,6 +23,7 @@ HeldOut = Annotated[int, Field(ge=10, lt=TRAIN_IMAGES)]
 LatentDim = Annotated[int, Field(ge=2, le=16_384)]
 RecipeName = Literal["laptop", "report", "paper"]
 Precision = Literal["auto", "fp32", "bf16"]
+Compile = Literal["auto", "always", "never"]
 
 
 class Section(BaseModel):
@@ -130,6 +131,7 @@ class Pretrain(Section):
     weight_decay: WeightDecay
     predictor_lr: Literal["constant", "cosine"]
     precision: Precision
+    compile: Compile
     augment: Augment
 
 
@@ -141,6 +143,7 @@ class Finetune(Section):
     weight_decay: WeightDecay
     held_out: HeldOut
     precision: Precision
+    compile: Compile
     augment: Augment
 
     @field_validator("held_out")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from simsiam.augment import AugmentSettings, random_view
 from simsiam.checkpoint import Store
@@ -30,9 +30,9 @@ def pretrain(
     """
     model.to(images.device).to(memory_format=torch.channels_last)
 
-    def loss_of(batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_of(network: nn.Module, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         x = images[batch]
-        p1, p2, z1, z2 = model(random_view(x, generator, augment), random_view(x, generator, augment))
+        p1, p2, z1, z2 = network(random_view(x, generator, augment), random_view(x, generator, augment))
         loss = simsiam_loss(p1.float(), p2.float(), z1.float(), z2.float(), stop_gradient=stop_gradient)
         return loss, {"z_std": z_std(z1.detach().float())}
 

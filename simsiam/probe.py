@@ -63,8 +63,8 @@ def _fit(features: Floats, labels: Labels, settings: TrainSettings, device: torc
         head = nn.Linear(x.shape[1], int(labels.max()) + 1)
     head.to(device)
 
-    def loss_of(batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = head(x[batch])
+    def loss_of(network: nn.Module, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = network(x[batch])
         return F.cross_entropy(logits, y[batch]), {"top1": (logits.argmax(1) == y[batch]).float().mean()}
 
     result = train(head, loss_of, examples=len(x), settings=settings, device=device, name=name)

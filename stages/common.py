@@ -2,6 +2,7 @@
 
 import sys
 import time
+from argparse import ArgumentParser, RawTextHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,28 @@ from typing import Any
 from simsiam.errors import UserError
 from simsiam.files import write_json
 from simsiam.machine import machine
-from simsiam.params import Params, load
+from simsiam.params import load
 
 Metrics = dict[str, Any]
-Stage = Callable[[Params, Path], Metrics | None]
+Stage = Callable[..., Metrics | None]  # takes the params and the repository's root
 
 
-def main(stage: Stage) -> None:
-    """Run a stage in the current folder. A UserError ends it in one line on stderr and a non-zero exit status."""
+def main(stage: Stage, *, resumes: bool = False) -> None:
+    """Run a stage in the current folder. A UserError ends it in one line on stderr and a non-zero exit status.
+
+    resumes: the stage goes on from checkpoints, and takes `fresh` to forget them.
+    """
     name = stage.__name__
+    parser = ArgumentParser(prog=f"python -m stages.{name}", description=stage.__doc__, formatter_class=RawTextHelpFormatter)
+    if resumes:
+        parser.add_argument(
+            "--fresh", action="store_true", help="train anew, forgetting the checkpoints of this very training"
+        )
+    options = vars(parser.parse_args())
     try:
         params = load(Path("params.yaml"))
         started = time.monotonic()
-        metrics = stage(params, Path())
+        metrics = stage(params, Path(), **options)
         if metrics is not None:
             # DVC's tables show numbers and texts but no lists: so the record of the run is a list of one.
             metrics["run"] = [{"seconds": round(time.monotonic() - started, 1)} | machine()]

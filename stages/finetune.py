@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from simsiam.augment import AugmentSettings
-from simsiam.checkpoint import Store, fingerprint, save_weights, store_folder
+from simsiam.checkpoint import open_store, save_weights
 from simsiam.data import SHA256, load, to_tensor
 from simsiam.engine import Record, TrainSettings, pick_device
 from simsiam.files import sha256_file, write_csv, write_npz
@@ -17,15 +17,17 @@ from simsiam.params import Params
 from stages.common import Metrics, main
 
 
-def finetune(params: Params, root: Path) -> Metrics:
-    """Write models/finetuned.pt, the curve, and the fine-tuned features of the test images as data/finetuned.npz."""
+def finetune(params: Params, root: Path, *, fresh: bool = False) -> Metrics:
+    """Write models/finetuned.pt, the curve, and the fine-tuned features of the test images as data/finetuned.npz.
+
+    `fresh` forgets what was trained before.
+    """
     data, device, chosen = load(root / "data/cifar10.npz"), pick_device(), params.chosen.finetune
     settings = TrainSettings(seed=params.seed, lr=chosen.lr[0], **chosen.model_dump(exclude={"lr", "held_out", "augment"}))
     augment = AugmentSettings(**chosen.augment.model_dump())
     encoder = load_encoder(root / "models/encoder.pt")
     inputs = SHA256 | {"encoder": sha256_file(root / "models/encoder.pt")}
-    identity = [asdict(settings), asdict(augment), chosen.lr, chosen.held_out]
-    folder = store_folder(root) / "finetune" / fingerprint(identity, inputs)
+    identity = {"training": asdict(settings), "augment": asdict(augment), "held_out": chosen.held_out}
 
     def write_curve(records: list[Record]) -> None:
         write_csv(root / "reports/curves/finetune.csv", records)
@@ -38,7 +40,7 @@ def finetune(params: Params, root: Path) -> Metrics:
         settings=settings,
         lrs=chosen.lr,
         held_out=chosen.held_out,
-        store_for=lambda name: Store(folder / name),
+        store_for=lambda trial: open_store(root, "finetune", identity | trial, inputs, fresh=fresh),
         on_epoch=write_curve,
     )
     scores, latent = predict(tuned.classifier, to_tensor(data.x_test, device))
@@ -66,4 +68,4 @@ def finetune(params: Params, root: Path) -> Metrics:
 
 
 if __name__ == "__main__":
-    main(finetune)
+    main(finetune, resumes=True)

@@ -4,8 +4,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from simsiam import parallel
 from simsiam.augment import AugmentSettings
-from simsiam.checkpoint import Store, fingerprint, store_folder
+from simsiam.checkpoint import open_store
 from simsiam.data import SHA256, load, to_tensor
 from simsiam.engine import Record, TrainSettings, pick_device
 from simsiam.files import write_csv
@@ -17,8 +18,11 @@ from stages.common import Metrics, main
 COLLAPSED = 0.1  # z_std below this: the latents are all but one point
 
 
-def pretrain(params: Params, root: Path) -> Metrics:
-    """Write models/encoder.pt and, while it trains, reports/curves/pretrain.csv."""
+def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | None:
+    """Write models/encoder.pt and, while it trains, reports/curves/pretrain.csv. `fresh` forgets what was trained before.
+
+    Of several processes that `torchrun` started, only the first writes, and has metrics to return.
+    """
     model, chosen = params.chosen.model, params.chosen.pretrain
     encoder = Encoder(
         EncoderSettings(latent_dim=params.latent_dim, seed=params.seed, **model.model_dump(exclude={"predictor_hidden"}))
@@ -26,22 +30,32 @@ def pretrain(params: Params, root: Path) -> Metrics:
     hidden = model.predictor_hidden or bottleneck(params.latent_dim)
     settings = TrainSettings(seed=params.seed, **chosen.model_dump(exclude={"predictor_lr", "augment"}))
     augment = AugmentSettings(**chosen.augment.model_dump())
-    constant_lr = chosen.predictor_lr == "constant"
-    identity = [asdict(encoder.settings), asdict(settings), asdict(augment), hidden, constant_lr, params.stop_gradient]
+    identity = {
+        "encoder": asdict(encoder.settings),
+        "predictor_hidden": hidden,
+        "predictor_lr": chosen.predictor_lr,
+        "stop_gradient": params.stop_gradient,
+        "training": asdict(settings),
+        "augment": asdict(augment),
+    }
 
     def write_curve(records: list[Record]) -> None:
         write_csv(root / "reports/curves/pretrain.csv", records)
 
-    result = train_simsiam(
-        SimSiam(encoder, hidden),
-        to_tensor(load(root / "data/cifar10.npz").x_train, pick_device()),
-        augment=augment,
-        settings=settings,
-        stop_gradient=params.stop_gradient,
-        constant_predictor_lr=constant_lr,
-        store=Store(store_folder(root) / "pretrain" / fingerprint(identity, SHA256)),
-        on_epoch=write_curve,
-    )
+    device = pick_device()
+    with parallel.joined(device), open_store(root, "pretrain", identity, SHA256, fresh=fresh) as store:
+        result = train_simsiam(
+            SimSiam(encoder, hidden),
+            to_tensor(load(root / "data/cifar10.npz").x_train, device),
+            augment=augment,
+            settings=settings,
+            stop_gradient=params.stop_gradient,
+            constant_predictor_lr=chosen.predictor_lr == "constant",
+            store=store,
+            on_epoch=write_curve,
+        )
+        if parallel.rank() > 0:
+            return None
     save_encoder(root / "models/encoder.pt", encoder)
     last = result.records[-1]
     if last["z_std"] < COLLAPSED:
@@ -70,4 +84,4 @@ def pretrain(params: Params, root: Path) -> Metrics:
 
 
 if __name__ == "__main__":
-    main(pretrain)
+    main(pretrain, resumes=True)

@@ -23,7 +23,7 @@ def pictures(images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("out", [32, 24, 12])
 def test_crop_resize_and_flip(pictures: Tensor, out: int) -> None:
-    top, left, height, width = random_crop(len(pictures), 32, (0.2, 1.0), generator(), torch.device("cpu"))
+    top, left, height, width = random_crop(len(pictures), 32, (0.2, 1.0), generator())
     flip = torch.arange(len(pictures)) % 2 == 0
     ours = augment.crop_resize(pictures, top, left, height, width, out, flip)
     for n, picture in enumerate(pictures):
@@ -62,9 +62,42 @@ def test_blur(pictures: Tensor) -> None:
         torch.testing.assert_close(got, reference.gaussian_blur(picture, [3, 3], [float(s)] * 2), atol=2e-6, rtol=0)
 
 
+def test_a_blur_of_sigma_0_changes_nothing(pictures: Tensor) -> None:
+    torch.testing.assert_close(augment.blur(pictures, torch.zeros(len(pictures))), pictures, atol=1e-7, rtol=0)
+
+
+def test_a_view_is_its_operations_in_the_drawn_order(images: Tensor) -> None:
+    settings = AugmentSettings(24, (0.2, 1.0), 0.5, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5)
+    for seed in range(3):
+        drawn = augment.draw(30, 32, generator(seed), settings)
+        views = augment.make_view(images[:30], drawn, settings)
+        for n, numbers in enumerate(drawn.numbers.T.tolist()):
+            *box, flip, brightness, contrast, saturation, hue, grey, sigma = numbers
+            picture = reference.resized_crop(
+                images[n].float() / 255, *[int(side) for side in box], size=[24, 24], antialias=True
+            )
+            picture = reference.horizontal_flip(picture) if flip else picture
+            operations = [
+                (reference.adjust_brightness, 1 + brightness),
+                (reference.adjust_contrast, 1 + contrast),
+                (reference.adjust_saturation, 1 + saturation),
+                (reference.adjust_hue, hue),
+            ]
+            for function, factor in (operations[index] for index in drawn.jitter_order):
+                picture = function(picture, factor)
+            picture = reference.rgb_to_grayscale(picture, num_output_channels=3) if grey else picture
+            picture = reference.gaussian_blur(picture, [3, 3], [sigma] * 2) if sigma else picture
+            torch.testing.assert_close(views[n], picture, atol=1e-5, rtol=0)
+
+
+def test_all_orders_of_the_colour_jitter_are_drawn() -> None:
+    random, drawn = generator(), replace(PLAIN, jitter_probability=1.0)
+    assert len({tuple(augment.draw(2, 32, random, drawn).jitter_order) for _ in range(500)}) == 24
+
+
 def test_crops_have_the_law_of_random_resized_crop() -> None:
     n = 4000
-    _, _, height, width = random_crop(n, 32, (0.2, 1.0), generator(), torch.device("cpu"))
+    _, _, height, width = random_crop(n, 32, (0.2, 1.0), generator())
     torch.manual_seed(0)
     image = torch.zeros(3, 32, 32)
     theirs = torch.tensor([RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(n)]).float()
@@ -75,7 +108,7 @@ def test_crops_have_the_law_of_random_resized_crop() -> None:
 
 
 def test_crops_lie_inside() -> None:
-    top, left, height, width = random_crop(2000, 32, (0.05, 1.0), generator(), torch.device("cpu"))
+    top, left, height, width = random_crop(2000, 32, (0.05, 1.0), generator())
     assert float(top.min()) >= 0 and float(left.min()) >= 0
     assert float((top + height).max()) <= 32 and float((left + width).max()) <= 32
     assert float(height.min()) >= 1 and float(width.min()) >= 1

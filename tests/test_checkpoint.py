@@ -2,6 +2,9 @@
 
 import os
 import pickle
+import subprocess
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from simsiam.checkpoint import Store, fingerprint, load_weights, save_weights
+from simsiam.checkpoint import Store, fingerprint, load_weights, open_store, save_weights
 from simsiam.errors import UserError
-from simsiam.files import atomic_write, read_npz, write_csv, write_json, write_npz
+from simsiam.files import atomic_write, read_json, read_npz, write_csv, write_json, write_npz
 
 
 def test_the_newest_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
@@ -41,16 +44,16 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
 
 
 def test_fingerprint_tells_settings_data_and_code_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    one = fingerprint([{"lr": 0.1}], {"x": "aa"})
-    assert one == fingerprint([{"lr": 0.1}], {"x": "aa"})
-    assert one != fingerprint([{"lr": 0.2}], {"x": "aa"})
-    assert one != fingerprint([{"lr": 0.1}], {"x": "ab"})
+    one = fingerprint({"lr": 0.1}, {"x": "aa"})
+    assert one == fingerprint({"lr": 0.1}, {"x": "aa"})
+    assert one != fingerprint({"lr": 0.2}, {"x": "aa"})
+    assert one != fingerprint({"lr": 0.1}, {"x": "ab"})
     changed = tmp_path / "losses.py"
     changed.write_text("# other code")
     import simsiam.losses
 
     monkeypatch.setattr(simsiam.losses, "__file__", str(changed))
-    assert one != fingerprint([{"lr": 0.1}], {"x": "aa"})
+    assert one != fingerprint({"lr": 0.1}, {"x": "aa"})
 
 
 class Malicious:
@@ -96,6 +99,55 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(UserError, match="no space left"):
         save_weights(tmp_path / "encoder.pt", {"weights": torch.zeros(100_000)})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        store = Store(tmp_path / "store")
+        store.save(1, {"step": 1, "weights": torch.ones(400_000)})
+        store.save(2, {"step": 2, "weights": torch.ones(500_000)})
+        before = sorted((tmp_path / "store").iterdir())
+        with pytest.raises(UserError, match=r"no space left on the disk to write .*00000003"):
+            store.save(3, {"step": 3, "weights": torch.ones(500_000)})
+        assert sorted((tmp_path / "store").iterdir()) == before  # nothing half-written either
+        state = store.latest()
+        assert state and state["step"] == 2 and torch.equal(state["weights"], torch.ones(500_000))
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_one_training_at_a_time_and_fresh_forgets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings: dict[str, Any] = {"lr": 0.1}
+    held, order = threading.Event(), []
+
+    def second() -> None:
+        held.wait()
+        with open_store(tmp_path, "pretrain", settings, {}) as store:
+            order.append("second has it")
+            state = store.latest()
+            assert state and state["step"] == 1
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with open_store(tmp_path, "pretrain", settings, {}) as store:
+        held.set()
+        time.sleep(0.2)
+        order.append("first lets go")
+        store.save(1, {"step": 1})
+    thread.join(10)
+    assert order == ["first lets go", "second has it"]
+    assert "another program is at the same training: waiting" in capsys.readouterr().err
+
+    (store.folder / ".00000002-half.pt.x.tmp").write_bytes(b"half")  # as a kill leaves it
+    assert read_json(store.folder / "settings.json") == settings
+    with open_store(tmp_path, "pretrain", settings, {}, fresh=True) as store:
+        assert store.latest() is None
+    assert sorted(path.name for path in store.folder.iterdir()) == ["lock", "settings.json"]
+    with open_store(tmp_path, "pretrain", {"lr": 0.2}, {}) as other:
+        assert other.folder != store.folder
 
 
 def test_the_same_arrays_give_the_same_bytes(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from simsiam.checkpoint import Store
-from simsiam.engine import Interrupted, Result, TrainSettings, resolve_precision, train
+from simsiam.engine import COMPILE_FROM, Interrupted, Result, TrainSettings, resolve_compile, resolve_precision, train
 from simsiam.errors import UserError
 from simsiam.schedule import cosine
+from simsiam.seeds import derive
 from tests.conftest import generator
 
 SETTINGS = TrainSettings(epochs=3, batch_size=16, lr=0.5, momentum=0.9, weight_decay=1e-3, seed=5, precision="fp32")
@@ -29,14 +30,14 @@ class Watched:
         self.batches: list[list[int]] = []
         self.stop_at = self.nan_at = self.signal_at = -1
 
-    def __call__(self, batch: Tensor, random: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, network: nn.Module, batch: Tensor, random: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         self.batches.append(batch.tolist())
         if len(self.batches) == self.stop_at:
             raise RuntimeError("killed")
         if len(self.batches) == self.signal_at:
             os.kill(os.getpid(), signal.SIGTERM)
         noise = 0.01 * torch.randn(len(batch), 6, generator=random)
-        loss = (self.model(X[batch] + noise) - Y[batch]).square().mean()
+        loss = (network(X[batch] + noise) - Y[batch]).square().mean()
         return loss * (float("nan") if len(self.batches) == self.nan_at else 1), {"size": torch.tensor(float(len(batch)))}
 
     def run(self, settings: TrainSettings = SETTINGS, store: Store | None = None) -> Result:
@@ -55,15 +56,16 @@ def test_equals_a_loop_written_out() -> None:
     result = ours.run()
     theirs = Watched()
     optimizer = torch.optim.SGD(theirs.model.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-3)
-    random, losses = generator(5), []
+    losses = []
     for step, batch in enumerate(ours.batches):
         optimizer.param_groups[0]["lr"] = 0.5 * 16 / 256 * cosine(step, 12)
-        loss, _ = theirs(torch.tensor(batch), random)
+        loss, _ = theirs(theirs.model, torch.tensor(batch), generator(derive(5, 1, step, 0)))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
-        losses.append(float(loss))
-    assert torch.equal(ours.model.weight, theirs.model.weight) and torch.equal(ours.model.bias, theirs.model.bias)
+        losses.append(loss.item())
+    torch.testing.assert_close(ours.model.weight, theirs.model.weight, atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours.model.bias, theirs.model.bias, atol=1e-6, rtol=0)
     assert [record["loss"] for record in result.records] == pytest.approx(
         [sum(losses[n : n + 4]) / 4 for n in range(0, 12, 4)], rel=1e-5
     )
@@ -88,7 +90,7 @@ def test_a_constant_learning_rate_stays_at_the_peak() -> None:
     model = Two()
     steps: list[tuple[float, float]] = []
 
-    def loss_of(batch: Tensor, random: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_of(network: nn.Module, batch: Tensor, random: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         steps.append((model.falling.item(), model.constant.weight.item()))
         return model.falling.sum() + model.constant.weight.sum(), {}  # a gradient of 1 everywhere
 
@@ -156,3 +158,19 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
         assert resolve_precision("auto", cpu) == expected
     assert resolve_precision("bf16", cpu) == "bf16"
+
+
+def test_compiling_follows_the_length_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, enough = torch.device("cpu"), COMPILE_FROM["cpu"]
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/g++")
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    assert resolve_compile("auto", cpu, enough) and not resolve_compile("auto", cpu, enough - 1)
+    assert resolve_compile("always", cpu, 1) and not resolve_compile("never", cpu, enough)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert not resolve_compile("auto", cpu, enough)
+
+
+def test_derived_seeds_differ() -> None:
+    seeds = {derive(seed, purpose, step) for seed in range(10) for purpose in range(3) for step in range(100)}
+    assert len(seeds) == 3000 and max(seeds) < 2**32
+    assert derive(0, 2) != derive(1, 2) and derive(0, 1, 5, 0) != derive(0, 1, 5, 1)

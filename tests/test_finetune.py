@@ -1,5 +1,6 @@
 """SimSiam pretraining and fine-tuning on real images, small."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -31,14 +32,24 @@ def test_pretraining_learns_and_is_reproducible(tiny: EncoderSettings, images: T
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
 
-def test_bf16_follows_fp32(tiny: EncoderSettings, images: Tensor) -> None:
-    losses = {}
+def test_bf16_takes_the_step_of_fp32(tiny: EncoderSettings, images: Tensor) -> None:
+    """A step from the same weights on the same views: the same loss, and the same direction for every parameter."""
+    start = SimSiam(Encoder(tiny), 16)
+    pretrain(start, images, augment=VIEW, settings=replace(SETTINGS, epochs=3))  # past the zeros of the initial weights
+    one_step = replace(SETTINGS, epochs=1, batch_size=400, momentum=0.0, weight_decay=0.0, lr=0.1)
+    losses, moves = {}, {}
     for precision in ("fp32", "bf16"):
-        model = SimSiam(Encoder(tiny), 16)
-        settings = replace(SETTINGS, lr=0.05, precision=precision)
-        losses[precision] = [r["loss"] for r in pretrain(model, images, augment=VIEW, settings=settings).records]
-    assert losses["bf16"] != losses["fp32"]
-    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.05)
+        model = copy.deepcopy(start)
+        result = pretrain(model, images, augment=VIEW, settings=replace(one_step, precision=precision))
+        losses[precision] = result.records[0]["loss"]
+        after = dict(model.named_parameters())
+        moves[precision] = {name: (after[name] - before).detach().flatten() for name, before in start.named_parameters()}
+    assert losses["bf16"] != losses["fp32"] and losses["bf16"] == pytest.approx(losses["fp32"], abs=2e-3)
+    whole = {precision: torch.cat(list(steps.values())) for precision, steps in moves.items()}
+    assert torch.cosine_similarity(whole["bf16"], whole["fp32"], dim=0) > 0.99
+    assert float(whole["bf16"].norm()) == pytest.approx(float(whole["fp32"].norm()), rel=0.05)
+    for name, expected in moves["fp32"].items():
+        assert torch.cosine_similarity(moves["bf16"][name], expected, dim=0) > 0.9, name
 
 
 @pytest.mark.parametrize("stop_gradient", [True, False])

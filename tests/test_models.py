@@ -1,5 +1,6 @@
 """The networks against torchvision's, and what SHAP and the random-encoder control need of them."""
 
+import unittest.mock
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from simsiam.errors import UserError
 from simsiam.models import (
     BasicBlock,
+    Conv2d,
     Encoder,
     EncoderSettings,
     ResNet,
@@ -21,6 +23,7 @@ from simsiam.models import (
     predictor,
     save_encoder,
 )
+from tests.conftest import generator
 
 
 def test_is_torchvisions_resnet18(tiny: EncoderSettings, images: Tensor) -> None:
@@ -34,6 +37,34 @@ def test_is_torchvisions_resnet18(tiny: EncoderSettings, images: Tensor) -> None
     with torch.inference_mode():
         expected = theirs((pixels - ours.mean) / ours.std)
         torch.testing.assert_close(ours(pixels), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "padding", "stride", "size", "matrix_product"),
+    [
+        (3, 1, 1, 1, True),
+        (3, 1, 2, 2, True),
+        (1, 0, 2, 2, True),
+        (3, 1, 2, 1, True),
+        (3, 1, 1, 2, False),
+        (3, 1, 2, 4, False),
+    ],
+)
+def test_a_convolution_to_one_pixel_is_still_a_convolution(
+    kernel: int, padding: int, stride: int, size: int, matrix_product: bool
+) -> None:
+    layer = Conv2d(8, 6, kernel, stride, padding, bias=False).double()
+    x = torch.randn(5, 8, size, size, dtype=torch.double, generator=generator(), requires_grad=True)
+    expected = nn.functional.conv2d(x, layer.weight, stride=stride, padding=padding)
+    out = torch.randn(expected.shape, dtype=torch.double, generator=generator(1))
+    gradients = torch.autograd.grad(expected, [x, layer.weight], out)
+
+    with unittest.mock.patch.object(nn.functional, "linear", wraps=nn.functional.linear) as linear:
+        result = layer(x)
+    assert linear.called == matrix_product
+    torch.testing.assert_close(result, expected)
+    for ours, theirs in zip(torch.autograd.grad(result, [x, layer.weight], out), gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize(("stem", "side"), [("imagenet", 8), ("cifar", 32), ("strided", 16)])

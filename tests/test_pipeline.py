@@ -5,23 +5,22 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
-from simsiam.data import SHA256
-from simsiam.files import read_npz, sha256
-from tests.conftest import SMALL
+from simsiam.files import read_npz, sha256_file
+from tests.clones import ROOT, environment, make_clone, run, set_params
 
-ROOT = Path(__file__).parent.parent
 STAGES: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 # Downward: a module imports only from rows above its own. `params` is for stages alone.
 ROOMS = [
-    {"errors", "machine", "schedule", "losses", "augment"},
+    {"errors", "machine", "schedule", "losses", "augment", "seeds", "parallel"},
     {"files"},
     {"data", "checkpoint"},
     {"metrics", "models", "engine", "fetch", "params", "projection", "plots", "report"},
@@ -81,61 +80,11 @@ def test_what_trains_needs_neither_dvc_nor_shap() -> None:
             assert not names, f"{path.name} imports {names}"
 
 
-def run(*command: str, at: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    environment |= {name: "test" for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME")}
-    environment |= {name: "test@localhost" for name in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL")}
-    result = subprocess.run(command, cwd=at, env=environment, capture_output=True, text=True)
-    assert not check or result.returncode == 0, result.stdout + result.stderr
-    return result
-
-
-def set_params(clone: Path, **changes: Any) -> None:
-    """Change keys of params.yaml; `__` stands for a dot."""
-    yaml = YAML()
-    content = yaml.load(clone / "params.yaml")
-    for key, value in changes.items():
-        section = content
-        *path, last = key.split("__")
-        for part in path:
-            section = section[part]
-        section[last] = value
-    yaml.dump(content, clone / "params.yaml")
-
-
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository of its own with this code, for which the 500 images are CIFAR-10, after one experiment with d = 2."""
+    """The small repository after one experiment with d = 2."""
     clone = tmp_path_factory.mktemp("clone")
-    for name in run("git", "ls-files", "-co", "--exclude-standard", at=ROOT).stdout.splitlines():
-        if (ROOT / name).is_file() and not name.startswith("reports/") and name != "dvc.lock":
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, clone / name)
-    source = (clone / "simsiam/data.py").read_text()
-    for name, array in read_npz(SMALL).items():
-        source = source.replace(SHA256[name], sha256(array.tobytes()))
-    (clone / "simsiam/data.py").write_text(source)
-    set_params(
-        clone,
-        data__source=str(SMALL),
-        embed__queries=[0, 5],
-        linear_eval__epochs=3,
-        linear_eval__batch_size=64,
-        linear_eval__held_out=50,
-        project__points=100,
-        explain__images=[0, 1, 2, 3, 4],
-        explain__background=10,
-        recipes__laptop__model__width=8,
-        recipes__laptop__pretrain__epochs=2,
-        recipes__laptop__pretrain__batch_size=64,
-        recipes__laptop__finetune__epochs=2,
-        recipes__laptop__finetune__batch_size=64,
-        recipes__laptop__finetune__lr=[0.05, 0.2],
-        recipes__laptop__finetune__held_out=50,
-    )
-    run("git", "init", "-q", at=clone)
-    run("git", "add", "--all", at=clone)
-    run("git", "commit", "-qm", "start", at=clone)
+    make_clone(clone, save_every=0.2)
     run("dvc", "exp", "run", "-S", "latent_dim=2", at=clone)
     return clone
 
@@ -249,6 +198,34 @@ def test_bad_parameters_through_dvc(clone: Path, change: str, message: str) -> N
     run("git", "checkout", "params.yaml", at=clone)
     set_params(clone, latent_dim=2)
     run("dvc", "checkout", "--force", at=clone, check=False)
+
+
+def test_kill_dash_nine_loses_nothing_and_fresh_trains_anew(clone: Path) -> None:
+    before = (clone / "params.yaml").read_text()
+    set_params(clone, recipes__laptop__pretrain__epochs=150)
+    store = clone / ".checkpoints/pretrain"
+    known = set(store.iterdir())
+    with subprocess.Popen(["dvc", "repro", "pretrain"], cwd=clone, env=environment(), start_new_session=True) as process:
+        while not any(path.suffix == ".pt" for new in set(store.iterdir()) - known for path in new.iterdir()):
+            assert process.poll() is None, "it ended before there was a checkpoint"
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (clone / "models/encoder.pt").exists()
+
+    resumed = run("dvc", "repro", "pretrain", at=clone)
+    assert re.search(r"going on from step [1-9]\d* of 900", resumed.stderr)
+    expected = sha256_file(clone / "models/encoder.pt")
+    fresh = run("python", "-m", "stages.pretrain", "--fresh", at=clone)
+    assert "going on" not in fresh.stderr and sha256_file(clone / "models/encoder.pt") == expected
+
+    listed = run("python", "-m", "stages.checkpoints", at=clone).stdout
+    assert (
+        len(listed.splitlines()) == 1 + len(list(store.parent.glob("*/*"))) and "step 900  d 2  stop_gradient True" in listed
+    )
+    assert "now freed" in run("python", "-m", "stages.checkpoints", "--free", at=clone).stdout
+    assert not store.parent.exists()
+    (clone / "params.yaml").write_text(before)
+    run("git", "checkout", "dvc.lock", at=clone)
 
 
 def test_a_folder_without_git_is_told_what_to_do(tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""Whether faster arithmetic learns the same: python -m benchmarks.arithmetic
+
+Pretrains the `laptop` recipe from one seed in fp32, in bf16 and compiled, and from another seed in fp32 to see how far two
+runs of the same thing lie apart. Compared are the curves of loss and z_std, and kNN on 5,000 training images held out.
+Written to reports/benchmarks/arithmetic.json and .png.
+"""
+
+import sys
+from argparse import ArgumentParser, RawTextHelpFormatter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import arithmetic_figure
+from simsiam.augment import AugmentSettings
+from simsiam.data import load as load_cifar10
+from simsiam.data import split, to_tensor
+from simsiam.engine import TrainSettings, pick_device
+from simsiam.features import extract
+from simsiam.files import write_json
+from simsiam.machine import machine
+from simsiam.metrics import knn_accuracy
+from simsiam.models import Encoder, EncoderSettings, SimSiam, bottleneck
+from simsiam.params import load as load_params
+from simsiam.plots import save
+from simsiam.pretrain import pretrain
+
+RUNS: dict[str, dict[str, Any]] = {  # how each differs from fp32, eager, seed 0
+    "fp32": {},
+    "fp32, another seed": {"seed": 1},
+    "fp32, compiled": {"compile": "always"},
+    "bf16": {"precision": "bf16"},
+}
+
+
+def main() -> None:
+    """Train, compare, write."""
+    parser = ArgumentParser(
+        prog="python -m benchmarks.arithmetic", description=__doc__, formatter_class=RawTextHelpFormatter
+    )
+    parser.add_argument("--epochs", type=int, help="of each training (default: the recipe's)")
+    options = parser.parse_args()
+    params, device, data = load_params(Path("params.yaml")), pick_device(), load_cifar10(Path("data/cifar10.npz"))
+    model, chosen = params.recipes.laptop.model, params.recipes.laptop.pretrain
+    kept, held = split(data.y_train, 5000, 0)
+    images = to_tensor(data.x_train, device)
+    base = TrainSettings(seed=0, **chosen.model_dump(exclude={"predictor_lr", "augment"}))
+    base = replace(base, precision="fp32", compile="never", epochs=options.epochs or base.epochs)
+
+    results: dict[str, dict[str, Any]] = {}
+    for name, change in RUNS.items():
+        settings = replace(base, **change)
+        shape = EncoderSettings(
+            latent_dim=params.latent_dim, seed=settings.seed, **model.model_dump(exclude={"predictor_hidden"})
+        )
+        network = SimSiam(Encoder(shape), bottleneck(params.latent_dim))
+        augment = AugmentSettings(**chosen.augment.model_dump())
+        result = pretrain(network, images[kept], augment=augment, settings=settings)
+        features, _ = extract(network.encoder, images)
+        accuracy = knn_accuracy(
+            features[kept],
+            data.y_train[kept],
+            features[held],
+            data.y_train[held],
+            k=params.embed.knn_k,
+            temperature=params.embed.knn_temperature,
+        )
+        results[name] = {
+            "loss": [round(record["loss"], 5) for record in result.records],
+            "z_std": [round(record["z_std"], 5) for record in result.records],
+            "knn": accuracy,
+            "pairs_per_second": round(result.images_per_second, 1),
+        }
+        print(f"{name}: kNN {accuracy:.4f}, loss {results[name]['loss']}", file=sys.stderr)
+    folder = Path("reports/benchmarks")
+    write_json(folder / "arithmetic.json", {"machine": machine(), "epochs": base.epochs, "runs": results})
+    save(folder / "arithmetic.png", arithmetic_figure(results))
+
+
+if __name__ == "__main__":
+    main()

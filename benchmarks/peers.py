@@ -1,0 +1,108 @@
+"""The loops that a user would write or pick instead, for the same network, batch and images.
+
+The backbone is torchvision's ResNet-18, the same function as ours, with the CIFAR stem where the recipe has it.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.models import resnet18
+
+from simsiam.models import NORMALISATION, ResNet, SimSiam
+
+
+class Pictures(Dataset[Any]):
+    """Images as torchvision's CIFAR10 hands them out: a PIL image through the transform, and a label."""
+
+    def __init__(self, images: NDArray[Any], transform: Callable[[Image.Image], Any]) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.transform(Image.fromarray(self.images[index])), 0
+
+
+def loader(images: NDArray[Any], transform: Callable[[Image.Image], Any], batch: int, workers: int) -> DataLoader[Any]:
+    """A shuffling DataLoader that drops the last incomplete batch."""
+    pin = torch.cuda.is_available()
+    return DataLoader(Pictures(images, transform), batch, shuffle=True, drop_last=True, num_workers=workers, pin_memory=pin)
+
+
+def torchvision_backbone(like: ResNet) -> nn.Module:
+    """torchvision's ResNet-18 without its classifier, with the stem of ours."""
+    backbone = resnet18(zero_init_residual=True)
+    backbone.fc = nn.Identity()
+    if not any(isinstance(layer, nn.MaxPool2d) for layer in like.layers):
+        backbone.conv1, backbone.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    ours, theirs = (sum(parameter.numel() for parameter in network.parameters()) for network in (like, backbone))
+    assert ours == theirs, "not the same network"
+    return backbone
+
+
+def lightly_steps(
+    model: SimSiam, images: NDArray[Any], batch: int, lr: float, workers: int, device: torch.device
+) -> Iterator[None]:
+    """lightly's SimSiam example, with its transform, heads and loss, around a ResNet-18; a step each `next`."""
+    from lightly.loss import NegativeCosineSimilarity
+    from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
+    from lightly.transforms.simsiam_transform import SimSiamTransform
+
+    settings = model.encoder.settings
+    backbone = torchvision_backbone(model.encoder.backbone).to(device)
+    projection = SimSiamProjectionHead(model.encoder.backbone.dim, settings.projector_hidden, settings.latent_dim).to(device)
+    hidden = model.predictor[0].out_features
+    prediction = SimSiamPredictionHead(settings.latent_dim, hidden, settings.latent_dim).to(device)
+    parts = nn.ModuleList([backbone, projection, prediction])
+    criterion = NegativeCosineSimilarity()
+    optimizer = torch.optim.SGD(parts.parameters(), lr=lr)
+    for (view1, view2), _ in loader(images, SimSiamTransform(input_size=32), batch, workers):
+        z1, z2 = (projection(backbone(view.to(device))) for view in (view1, view2))
+        p1, p2 = prediction(z1), prediction(z2)
+        loss = 0.5 * (criterion(z1.detach(), p2) + criterion(z2.detach(), p1))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        yield
+
+
+def plain_steps(
+    model: SimSiam, images: NDArray[Any], batch: int, lr: float, workers: int, device: torch.device, blur: bool
+) -> Iterator[None]:
+    """torchvision transforms in a DataLoader, ResNet-18, our heads, fp32, the loss read at every step; one each `next`."""
+    jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
+    steps: list[Any] = [
+        transforms.RandomResizedCrop(32, scale=(0.2, 1.0)),
+        transforms.RandomHorizontalFlip(),
+        jitter,
+        transforms.RandomGrayscale(0.2),
+    ]
+    if blur:
+        steps.append(transforms.RandomApply([transforms.GaussianBlur(3, (0.1, 2.0))], p=0.5))
+    normalise = transforms.Normalize(*NORMALISATION[model.encoder.settings.normalisation])
+    view = transforms.Compose([*steps, transforms.ToTensor(), normalise])
+    model.encoder.backbone = torchvision_backbone(model.encoder.backbone)  # type: ignore[assignment]
+    model.to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+    total = 0.0
+    for (view1, view2), _ in loader(images, lambda image: (view(image), view(image)), batch, workers):
+        p1, p2, z1, z2 = model(view1.to(device), view2.to(device))
+        loss = negative_cosine(p1, z2) / 2 + negative_cosine(p2, z1) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.item()
+        yield
+
+
+def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
+    """As in the paper's pseudo-code."""
+    return -(F.normalize(p, dim=1) * F.normalize(z.detach(), dim=1)).sum(dim=1).mean()

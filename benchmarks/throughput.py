@@ -1,0 +1,232 @@
+"""Pairs of views per second of our pretraining and of others, in one run on one machine: python -m benchmarks.throughput
+
+Four loops train the same network on the same images with the same batch:
+  ours      simsiam.pretrain, end to end: views, step, looks at the numbers
+  bare      our model's step alone, on two fixed views: what `ours` could reach if views cost nothing
+  lightly   lightly's SimSiam example with its own transform and DataLoader, around torchvision's ResNet-18
+  plain     torchvision transforms in a DataLoader, and a step of torchvision's ResNet-18 in fp32
+They take turns, round after round; each turn warms up before its clock starts. Written are the median of the rounds and
+their spread, to reports/benchmarks/throughput.json and .png.
+"""
+
+import os
+import statistics
+import sys
+import time
+from argparse import ArgumentParser, RawTextHelpFormatter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.figures import throughput_figure
+from benchmarks.peers import lightly_steps, plain_steps
+from simsiam.augment import AugmentSettings, random_view
+from simsiam.data import load as load_cifar10
+from simsiam.data import to_tensor
+from simsiam.engine import Compile, TrainSettings, pick_device, resolve_precision
+from simsiam.files import write_json
+from simsiam.losses import simsiam_loss
+from simsiam.machine import machine
+from simsiam.models import Encoder, EncoderSettings, SimSiam, bottleneck
+from simsiam.params import Recipe
+from simsiam.params import load as load_params
+from simsiam.plots import save
+from simsiam.pretrain import pretrain
+
+LATENT_DIM = {"report": 512, "paper": 2048}
+BATCH = {"cpu": {"report": 128, "paper": 64}, "cuda": {"report": 128, "paper": 512}}
+STEPS = {"cpu": {"report": 15, "paper": 4}, "cuda": {"report": 200, "paper": 50}}  # that are timed in a round
+WARM_UP = {"cpu": 2, "cuda": 10}  # steps before
+LOOPS = {
+    "ours": "this project, end to end",
+    "bare": "its model step alone",
+    "lightly": "lightly's SimSiam loop",
+    "plain": "plain torchvision loop",
+}
+
+
+def build(name: str, recipe: Recipe) -> SimSiam:
+    """The recipe's network."""
+    latent_dim = LATENT_DIM[name]
+    settings = EncoderSettings(latent_dim=latent_dim, seed=0, **recipe.model.model_dump(exclude={"predictor_hidden"}))
+    return SimSiam(Encoder(settings), recipe.model.predictor_hidden or bottleneck(latent_dim))
+
+
+def timed(steps: Iterator[Any], warm_up: int, count: int, device: torch.device) -> float:
+    """Seconds that `count` steps take, after `warm_up` others."""
+    for _ in range(warm_up):
+        next(steps)
+    wait(device)
+    started = time.perf_counter()
+    for _ in range(count):
+        next(steps)
+    wait(device)
+    return time.perf_counter() - started
+
+
+def wait(device: torch.device) -> None:
+    """Until the GPU has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def ours(
+    model: SimSiam, images: Tensor, augment: AugmentSettings, settings: TrainSettings, steps: int, warm_up: int
+) -> float:
+    """Seconds of an epoch of `steps` batches, after another of `warm_up` that is not timed."""
+    ends = []
+
+    def note(records: Any) -> None:
+        wait(images.device)
+        ends.append(time.perf_counter())
+
+    pretrain(model, images[: warm_up * settings.batch_size], augment=augment, settings=replace(settings, epochs=1))
+    pretrain(
+        model, images[: steps * settings.batch_size], augment=augment, settings=replace(settings, epochs=2), on_epoch=note
+    )
+    return ends[1] - ends[0]
+
+
+def bare_steps(model: SimSiam, views: tuple[Tensor, Tensor], settings: TrainSettings) -> Iterator[None]:
+    """Forward, backward and update on two fixed views, as the engine does them; a step each `next`."""
+    device = views[0].device
+    model.to(device).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
+    bf16 = resolve_precision(settings.precision, device) == "bf16"
+    network: nn.Module = torch.compile(model) if settings.compile == "always" else model  # type: ignore[assignment]
+    while True:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = simsiam_loss(*(output.float() for output in network(*views)))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        yield
+
+
+def peak(device: torch.device, precision: str) -> float:
+    """FLOP/s of a large matrix product, the median of ten."""
+    n = 8192 if device.type == "cuda" else 3072
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    seconds = []
+    for _ in range(12):
+        wait(device)
+        started = time.perf_counter()
+        a @ a
+        wait(device)
+        seconds.append(time.perf_counter() - started)
+    return 2 * n**3 / statistics.median(seconds[2:])
+
+
+def flops_of(step: Callable[[], Any]) -> int:
+    """Multiplications and additions in the convolutions and matrix products of a step."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return int(counter.get_total_flops())
+
+
+def where_the_time_goes(step: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    """Share of each operator in the time of a step of the model, the ten greatest, by torch.profiler."""
+    cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
+        step()
+        wait(device)
+    events = profiler.key_averages()
+    times = {event.key: float(event.self_device_time_total if cuda else event.self_cpu_time_total) for event in events}
+    whole = sum(times.values())
+    greatest = sorted(times, key=times.__getitem__, reverse=True)[:10]
+    return {name: round(times[name] / whole, 4) for name in greatest}
+
+
+def measure(
+    name: str, recipe: Recipe, pictures: np.ndarray, device: torch.device, rounds: int, compile: Compile
+) -> dict[str, Any]:
+    """Rates, ratios and FLOP/s of one recipe's model."""
+    batch, steps, warm_up = BATCH[device.type][name], STEPS[device.type][name], WARM_UP[device.type]
+    settings = TrainSettings(1, batch, 0.05, 0.9, 5e-4, 0, recipe.pretrain.precision, compile)
+    augment = AugmentSettings(**recipe.pretrain.augment.model_dump())
+    images = to_tensor(pictures, device)
+    generator = torch.Generator().manual_seed(0)
+    views = (random_view(images[:batch], generator, augment), random_view(images[:batch], generator, augment))
+    model, workers, some = build(name, recipe), os.cpu_count() or 1, pictures[: (warm_up + steps) * batch]
+    bare = bare_steps(build(name, recipe), views, settings)
+    peer = (some, batch, 0.01, workers, device)
+    loops: dict[str, Callable[[], float]] = {
+        "ours": lambda: ours(model, images, augment, settings, steps, warm_up),
+        "bare": lambda: timed(bare, warm_up, steps, device),
+        "lightly": lambda: timed(lightly_steps(build(name, recipe), *peer), warm_up, steps, device),
+        "plain": lambda: timed(plain_steps(build(name, recipe), *peer, augment.blur > 0), warm_up, steps, device),
+    }
+    rates: dict[str, list[float]] = {loop: [] for loop in loops}
+    for turn in range(rounds):
+        for loop, run in loops.items():
+            rates[loop].append(steps * batch / run())
+        print(f"{name} round {turn + 1}:", *(f"{loop} {values[-1]:.1f}" for loop, values in rates.items()), file=sys.stderr)
+
+    medians = {loop: statistics.median(values) for loop, values in rates.items()}
+    precision = resolve_precision(recipe.pretrain.precision, device)
+    flops, top = flops_of(lambda: next(bare)) / batch, peak(device, precision)
+    return {
+        "batch_size": batch,
+        "latent_dim": LATENT_DIM[name],
+        "precision": precision,
+        "compile": compile,
+        "steps_a_round": steps,
+        "pairs_per_second": {
+            loop: {"median": round(medians[loop], 2), "low": round(min(values), 2), "high": round(max(values), 2)}
+            for loop, values in rates.items()
+        },
+        "ratios": {f"ours/{loop}": round(medians["ours"] / medians[loop], 3) for loop in loops if loop != "ours"},
+        "gflop_per_pair": round(flops / 1e9, 3),
+        "gflop_per_second": round(medians["ours"] * flops / 1e9, 1),
+        "matrix_product_gflop_per_second": round(top / 1e9, 1),
+        "share_of_matrix_product": round(medians["ours"] * flops / top, 3),
+        "seconds_an_epoch": round(50_000 // batch * batch / medians["ours"], 1),
+        "where_the_model_step_goes": where_the_time_goes(lambda: next(bare), device),
+    }
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = ArgumentParser(
+        prog="python -m benchmarks.throughput", description=__doc__, formatter_class=RawTextHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each loop (default: 5)")
+    parser.add_argument(
+        "--compile", choices=["always", "never"], default="never", help="torch.compile for `ours` and `bare`"
+    )
+    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/throughput"), help="path without its ending")
+    options = parser.parse_args()
+    recipes, device = load_params(Path("params.yaml")).recipes, pick_device()
+    needed = max(BATCH[device.type][name] * (STEPS[device.type][name] + WARM_UP[device.type]) for name in BATCH[device.type])
+    pictures = load_cifar10(Path("data/cifar10.npz")).x_train[:needed]
+    results = {
+        name: measure(name, getattr(recipes, name), pictures, device, options.rounds, options.compile)
+        for name in BATCH[device.type]
+    }
+    where = machine() | {"threads": torch.get_num_threads(), "lightly": version("lightly")}
+    write_json(options.out.with_suffix(".json"), {"machine": where, "rounds": options.rounds, "models": results})
+    save(options.out.with_suffix(".png"), throughput_figure(results, LOOPS, where["device"]))
+    for name, result in results.items():
+        print(f"\n{name}: batch {result['batch_size']}, {result['precision']}, {result['gflop_per_pair']} GFLOP a pair")
+        for loop, rate in result["pairs_per_second"].items():
+            ratio = result["ratios"].get(f"ours/{loop}")
+            print(
+                f"  {LOOPS[loop]:28s}{rate['median']:9.1f} pairs/s  ({rate['low']:.1f} to {rate['high']:.1f})"
+                + (f"   ours is {ratio:.2f} times that" if ratio else "")
+            )
+        print(
+            f"  {result['gflop_per_second']:.0f} GFLOP/s, {result['share_of_matrix_product']:.0%} of a matrix product's "
+            f"{result['matrix_product_gflop_per_second']:.0f}; {result['seconds_an_epoch']:.0f} s an epoch"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""A repository of its own with this code, in which 500 images are CIFAR-10 and everything is small."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from simsiam.data import SHA256
+from simsiam.files import read_npz, sha256
+from tests.conftest import SMALL
+
+ROOT = Path(__file__).parent.parent
+
+
+def environment() -> dict[str, str]:
+    """Of a process that finds this Python's programs, and whom git lets commit."""
+    changes = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    changes |= {name: "test" for name in ("GIT_AUTHOR_NAME", "GIT_COMMITTER_NAME")}
+    changes |= {name: "test@localhost" for name in ("GIT_AUTHOR_EMAIL", "GIT_COMMITTER_EMAIL")}
+    return os.environ | changes
+
+
+def run(*command: str, at: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a program in a folder, and fail with what it printed when it fails."""
+    result = subprocess.run(command, cwd=at, env=environment(), capture_output=True, text=True)
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def set_params(clone: Path, **changes: Any) -> None:
+    """Change keys of params.yaml; `__` stands for a dot."""
+    yaml = YAML()
+    content = yaml.load(clone / "params.yaml")
+    for key, value in changes.items():
+        section = content
+        *path, last = key.split("__")
+        for part in path:
+            section = section[part]
+        section[last] = value
+    yaml.dump(content, clone / "params.yaml")
+
+
+def make_clone(clone: Path, *, save_every: float = 60.0) -> None:
+    """Make the repository in an empty folder, with one commit."""
+    for name in run("git", "ls-files", "-co", "--exclude-standard", at=ROOT).stdout.splitlines():
+        if (ROOT / name).is_file() and not name.startswith("reports/") and name != "dvc.lock":
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, clone / name)
+    source = (clone / "simsiam/data.py").read_text()
+    for name, array in read_npz(SMALL).items():
+        source = source.replace(SHA256[name], sha256(array.tobytes()))
+    (clone / "simsiam/data.py").write_text(source)
+    source = (clone / "simsiam/engine.py").read_text()
+    assert "SAVE_EVERY = 60.0" in source
+    (clone / "simsiam/engine.py").write_text(source.replace("SAVE_EVERY = 60.0", f"SAVE_EVERY = {save_every}"))
+    set_params(
+        clone,
+        data__source=str(SMALL),
+        embed__queries=[0, 5],
+        linear_eval__epochs=3,
+        linear_eval__batch_size=64,
+        linear_eval__held_out=50,
+        project__points=100,
+        explain__images=[0, 1, 2, 3, 4],
+        explain__background=10,
+        recipes__laptop__model__width=8,
+        recipes__laptop__pretrain__epochs=2,
+        recipes__laptop__pretrain__batch_size=64,
+        recipes__laptop__finetune__epochs=2,
+        recipes__laptop__finetune__batch_size=64,
+        recipes__laptop__finetune__lr=[0.05, 0.2],
+        recipes__laptop__finetune__held_out=50,
+    )
+    run("git", "init", "-q", at=clone)
+    run("git", "add", "--all", at=clone)
+    run("git", "commit", "-qm", "start", at=clone)
