@@ -20,8 +20,8 @@ test: .git .venv/installed
 	python -m pytest
 
 bench: .git .venv/installed
-	uv pip install --python .venv/bin/python --constraint requirements.txt --requirement requirements-bench.txt || \
-		python -m pip install --constraint requirements.txt --requirement requirements-bench.txt
+	uv pip install --python .venv/bin/python --constraint requirements.txt --editable '.[bench]' || \
+		python -m pip install --constraint requirements.txt --editable '.[bench]'
 	dvc repro download
 	python -m benchmarks.throughput
 

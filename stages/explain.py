@@ -3,15 +3,16 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from simsiam.checkpoint import load_weights
 from simsiam.data import load, split, to_tensor
-from simsiam.engine import pick_device
 from simsiam.errors import UserError
 from simsiam.explain import explain as shap_values
 from simsiam.files import write_npz
 from simsiam.models import Classifier, encoder_from, load_encoder
+from simsiam.parallel import local_device
 from simsiam.params import Params
 from simsiam.plots import save, shap_figure
 from stages.common import Metrics, main
@@ -23,7 +24,8 @@ def explain(params: Params, root: Path) -> Metrics:
     Both networks put a linear head on the latent. "frozen" is the pretrained encoder with the head of linear_eval,
     "finetuned" the fine-tuned network.
     """
-    data, device, chosen = load(root / "data/cifar10.npz"), pick_device(), params.explain
+    data, device, chosen = load(root / "data/cifar10.npz"), local_device(), params.explain
+    torch.backends.cudnn.allow_tf32 = False  # a GPU's rounding to TF32 would show in the residual
     if max(chosen.images) >= len(data.x_test):
         raise UserError(f"explain.images: {max(chosen.images)} is not one of the {len(data.x_test)} test images")
     # A sample of the training set with every class in it, as the network sees it.

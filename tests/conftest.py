@@ -1,6 +1,10 @@
 """Shared fixtures: 500 real CIFAR-10 images (40 training and 10 test images of each class)."""
 
+import os
 from pathlib import Path
+
+# Two test processes share the cores, and threads of torch that wait for each other would slow both down many times.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest

@@ -202,7 +202,7 @@ def test_bad_parameters_through_dvc(clone: Path, change: str, message: str) -> N
 
 def test_kill_dash_nine_loses_nothing_and_fresh_trains_anew(clone: Path) -> None:
     before = (clone / "params.yaml").read_text()
-    set_params(clone, recipes__laptop__pretrain__epochs=150)
+    set_params(clone, recipes__laptop__pretrain__epochs=25)
     store = clone / ".checkpoints/pretrain"
     known = set(store.iterdir())
     with subprocess.Popen(["dvc", "repro", "pretrain"], cwd=clone, env=environment(), start_new_session=True) as process:
@@ -213,14 +213,14 @@ def test_kill_dash_nine_loses_nothing_and_fresh_trains_anew(clone: Path) -> None
     assert not (clone / "models/encoder.pt").exists()
 
     resumed = run("dvc", "repro", "pretrain", at=clone)
-    assert re.search(r"going on from step [1-9]\d* of 900", resumed.stderr)
+    assert re.search(r"going on from step [1-9]\d* of 150", resumed.stderr)
     expected = sha256_file(clone / "models/encoder.pt")
     fresh = run("python", "-m", "stages.pretrain", "--fresh", at=clone)
     assert "going on" not in fresh.stderr and sha256_file(clone / "models/encoder.pt") == expected
 
     listed = run("python", "-m", "stages.checkpoints", at=clone).stdout
     assert (
-        len(listed.splitlines()) == 1 + len(list(store.parent.glob("*/*"))) and "step 900  d 2  stop_gradient True" in listed
+        len(listed.splitlines()) == 1 + len(list(store.parent.glob("*/*"))) and "step 150  d 2  stop_gradient True" in listed
     )
     assert "now freed" in run("python", "-m", "stages.checkpoints", "--free", at=clone).stdout
     assert not store.parent.exists()
