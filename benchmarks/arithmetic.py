@@ -25,6 +25,7 @@ from simsiam.params import load as load_params
 from simsiam.plots import save
 from simsiam.pretrain import pretrain
 
+POINT = 0.01  # of kNN top-1, as far as faster arithmetic may lie from fp32
 RUNS: dict[str, dict[str, Any]] = {  # how each differs from fp32, eager, seed 0
     "fp32": {},
     "fp32, another seed": {"seed": 1},
@@ -75,6 +76,12 @@ def main() -> None:
     folder = Path("reports/benchmarks")
     write_json(folder / "arithmetic.json", {"machine": machine(), "epochs": base.epochs, "runs": results})
     save(folder / "arithmetic.png", arithmetic_figure(results))
+    for name in ("fp32, compiled", "bf16"):
+        difference = results[name]["knn"] - results["fp32"]["knn"]
+        noise = results["fp32, another seed"]["knn"] - results["fp32"]["knn"]
+        print(f"{name}: kNN {100 * difference:+.2f} points from fp32; another seed {100 * noise:+.2f}")
+        if abs(difference) > POINT:
+            sys.exit(f"{name} does not learn what fp32 learns: kNN differs by more than a point")
 
 
 if __name__ == "__main__":

@@ -51,14 +51,17 @@ def torchvision_backbone(like: ResNet) -> nn.Module:
 def lightly_steps(
     model: SimSiam, images: NDArray[Any], batch: int, lr: float, workers: int, device: torch.device
 ) -> Iterator[None]:
-    """lightly's SimSiam example, with its transform, heads and loss, around a ResNet-18; a step each `next`."""
+    """lightly's SimSiam example: its transform (which blurs), heads and loss around a ResNet-18; a step each `next`."""
     from lightly.loss import NegativeCosineSimilarity
-    from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
+    from lightly.models.modules.heads import ProjectionHead, SimSiamPredictionHead
     from lightly.transforms.simsiam_transform import SimSiamTransform
 
     settings = model.encoder.settings
     backbone = torchvision_backbone(model.encoder.backbone).to(device)
-    projection = SimSiamProjectionHead(model.encoder.backbone.dim, settings.projector_hidden, settings.latent_dim).to(device)
+    sizes = [model.encoder.backbone.dim] + [settings.projector_hidden] * (settings.projector_layers - 1)
+    layers = [(size, settings.projector_hidden, nn.BatchNorm1d(settings.projector_hidden), nn.ReLU()) for size in sizes[:-1]]
+    last = (sizes[-1], settings.latent_dim, nn.BatchNorm1d(settings.latent_dim, affine=False), None)
+    projection = ProjectionHead([*layers, last]).to(device)
     hidden = model.predictor[0].out_features
     prediction = SimSiamPredictionHead(settings.latent_dim, hidden, settings.latent_dim).to(device)
     parts = nn.ModuleList([backbone, projection, prediction])

@@ -39,8 +39,9 @@ class Drawn:
 def random_view(images: Tensor, generator: Generator, settings: AugmentSettings) -> Tensor:
     """One random view of each image.
 
-    images: (N, 3, S, S) uint8 on any device; generator: on the CPU, so that views are the same on every device and nobody
-    waits for a GPU to know them. Returns (N, 3, view_size, view_size) float32 in [0, 1], channels_last.
+    images: (N, 3, S, S) uint8 on any device. generator: on the CPU, so that every device makes the same views (a GPU up to
+    the rounding of TF32) and nobody waits for one.
+    Returns (N, 3, view_size, view_size) float32 in [0, 1], channels_last.
     """
     return make_view(images, draw(len(images), images.shape[-1], generator, settings), settings)
 
@@ -67,7 +68,7 @@ def make_view(images: Tensor, drawn: Drawn, settings: AugmentSettings) -> Tensor
     numbers = drawn.numbers.pin_memory() if images.is_cuda else drawn.numbers
     numbers = numbers.to(images.device, non_blocking=True)
     top, left, height, width, flip, brightness, contrast, saturation, hue, grey_, sigma = numbers
-    with torch.autocast(images.device.type, enabled=False):  # views are fp32 whatever the network is trained in
+    with torch.autocast(images.device.type, enabled=False):  # views are not rounded to bf16, as the network may be
         views = crop_resize(images.float() / 255, top, left, height, width, settings.view_size, flip > 0)
         if settings.jitter_probability > 0:
             operations = (
@@ -166,15 +167,15 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
         value == red, (green - blue) / safe, torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4)
     )
     hue = hue.unsqueeze(1) + 6 * _per_sample(shift)
-    offsets = torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1)
+    offsets = torch.arange(5, 0, -2, device=images.device).view(1, 3, 1, 1)
     k = torch.remainder(hue + offsets, 6)
     return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
 def grey(images: Tensor) -> Tensor:
     """(N, 3, H, W) -> the luma of each pixel in all three channels."""
-    weights = torch.tensor(GREY, device=images.device).view(1, 3, 1, 1)
-    return (images * weights).sum(1, keepdim=True).expand_as(images)
+    red, green, blue = images.unbind(1)  # scalars, as a tensor of weights made here would have a GPU's host wait
+    return (GREY[0] * red + GREY[1] * green + GREY[2] * blue).unsqueeze(1).expand_as(images)
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:

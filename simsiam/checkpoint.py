@@ -26,13 +26,15 @@ from simsiam.files import atomic_write, sha256, sha256_file, write_json
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
 
 
-def fingerprint(settings: dict[str, Any], data: dict[str, str]) -> str:
-    """16 hexadecimal digits of the settings, the data's digests and the source of every simsiam module imported so far.
+def fingerprint(settings: dict[str, Any], data: dict[str, str], script: Path) -> str:
+    """16 hexadecimal digits of the settings, the data's digests and the source of the script and of every simsiam module
+    imported so far.
 
     The schema of params.yaml is left out: what of it matters is in the settings.
     """
     names = sorted(name for name in sys.modules if name.startswith("simsiam.") and name != "simsiam.params")
     code = {name: sha256_file(Path(str(sys.modules[name].__file__))) for name in names}
+    code["script"] = sha256_file(script)
     return sha256(json.dumps([settings, data, code], sort_keys=True).encode())[:16]
 
 
@@ -43,21 +45,25 @@ def store_folder(root: Path) -> Path:
 
 @contextmanager
 def open_store(
-    root: Path, kind: str, settings: dict[str, Any], data: dict[str, str], *, fresh: bool = False
+    root: Path, script: Path, settings: dict[str, Any], data: dict[str, str], *, fresh: bool = False
 ) -> Iterator["Store"]:
-    """The place of the training that these settings and data, with today's code, make; `fresh` empties it first.
+    """The place of the training that `script` makes of these settings and data; `fresh` empties it first.
 
     What it is a training of is written beside the checkpoints, for people to read. Another program that is at the same
-    training is waited for: it leaves a finished checkpoint, or what it had when it was killed.
+    training is waited for: it leaves a finished checkpoint, or what it had when it was killed. Raises UserError where
+    several processes would have to wait.
     """
-    folder = store_folder(root) / kind / fingerprint(settings, data)
+    folder = store_folder(root) / script.stem / fingerprint(settings, data, script)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         if parallel.rank() == 0:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"{kind}: another program is at the same training: waiting for it", file=sys.stderr)
+                busy = f"{script.stem}: another program is at the same training"
+                if parallel.size() > 1:
+                    raise UserError(f"{busy}: wait for its end, or stop it, and run the same command") from None
+                print(f"{busy}: waiting for it", file=sys.stderr)
                 fcntl.flock(lock, fcntl.LOCK_EX)
             for leftover in [*folder.glob(".*.tmp"), *(folder.glob("*.pt") if fresh else ())]:
                 leftover.unlink()

@@ -96,9 +96,14 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
 
 
 def resolve_compile(compile: Compile, device: torch.device, examples: int) -> bool:
-    """`auto` compiles a training of so many examples that it wins back the minute it takes, where there is a compiler."""
+    """`auto` compiles a training of so many examples that it wins back the minute it takes, where there is a compiler.
+
+    Several processes do not compile unless told to: nobody has measured what it does to synchronised BatchNorm.
+    """
     if compile != "auto":
         return compile == "always"
+    if parallel.size() > 1:
+        return False
     headers = Path(sysconfig.get_path("include")) / "Python.h"
     return examples >= COMPILE_FROM[device.type] and shutil.which("g++") is not None and headers.exists()
 
@@ -158,9 +163,12 @@ def train(
         if rank == 0:
             print(f"{name}: going on from step {now.step} of {total}", file=sys.stderr)
             on_epoch(now.records)
+    if parallel.mean(torch.tensor(float(now.step), device=device)) != now.step:
+        raise UserError(f"{name}: the processes do not see the same checkpoints: let them share one folder")
     if compiled:
         network = torch.compile(network)  # type: ignore[assignment]
 
+    look_every = 1 if processes > 1 and device.type == "cpu" else LOOK_EVERY
     before, started = now.seconds, time.monotonic()
     saved = started
 
@@ -196,7 +204,7 @@ def train(
                 now.watched[step] = torch.stack([loss.detach().float(), *(value.float() for value in extras.values())])
                 bar.update(batch_size)
                 last, overdue = step == steps - 1, time.monotonic() - saved > SAVE_EVERY
-                look = last or now.step % LOOK_EVERY == 0
+                look = last or now.step % look_every == 0
                 if not look and (processes > 1 or not (stop or overdue)):  # several processes have to look together
                     continue
                 seen = now.watched[: step + 1] = parallel.mean(now.watched[: step + 1])
@@ -212,7 +220,7 @@ def train(
                 if stopping or overdue or now.step == total:
                     save()
                 if stopping:
-                    kept = "saved; the same command goes on from here" if store else "nothing of it was saved"
+                    kept = "saved; the same command goes on, without --fresh" if store else "nothing of it was saved"
                     number = stop[0] if stop else signal.SIGTERM
                     raise Interrupted(f"{name}: stopped at step {now.step} of {total}, {kept}", number)
     seconds = before + time.monotonic() - started

@@ -14,8 +14,9 @@ def extract(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Backbone features (N, 8 * width) and latents (N, latent_dim) of images (N, 3, S, S) uint8, without augmentation.
 
-    Runs on the images' device in evaluation mode and fp32; the encoder comes back in the mode and with the very weights
-    and BatchNorm buffers it had.
+    Runs on the images' device in evaluation mode and fp32 (TF32 on a GPU): bf16 would round away what
+    spread nearly collapsed features have. The encoder comes back in the mode and with the very weights and BatchNorm buffers
+    it had.
     """
     was_training = encoder.training
     encoder.to(images.device).eval()
@@ -23,8 +24,8 @@ def extract(
     with torch.inference_mode(), progress_bar(len(images), name) as bar:
         for batch in torch.split(images, batch_size):
             h, z = encoder(batch.float().div(255).contiguous(memory_format=torch.channels_last))
-            features.append(h.cpu())
-            latents.append(z.cpu())
+            features.append(h)
+            latents.append(z)
             bar.update(len(batch))
     encoder.train(was_training)
-    return torch.cat(features).numpy(), torch.cat(latents).numpy()
+    return torch.cat(features).cpu().numpy(), torch.cat(latents).cpu().numpy()

@@ -1,8 +1,8 @@
 """Several processes that train one model together: what `torchrun` starts.
 
 Each process has the whole model and takes its share of every batch. On GPUs BatchNorm is computed over the whole batch
-(SyncBatchNorm); on CPUs, where torch has no such layer, over each process's share, and the running statistics are those of
-process 0. Without `torchrun` there is one process, and every function here does nothing.
+(SyncBatchNorm, for which the host waits in every layer); on CPUs, where torch has no such layer, over each process's share,
+and the running statistics are those of process 0. Without `torchrun` there is one process, and nothing here does anything.
 """
 
 import os
@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from simsiam.errors import UserError
 
 T = TypeVar("T")
 
@@ -46,8 +48,13 @@ def joined(device: torch.device) -> Iterator[None]:
 
 
 def local_device() -> torch.device:
-    """The GPU of this process when there is one, else the CPU."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+    """The GPU of this process when there is one, else the CPU. Raises UserError when there are fewer GPUs than processes."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    if number >= torch.cuda.device_count():
+        raise UserError(f"there are {torch.cuda.device_count()} GPUs: start at most as many processes on a machine")
+    return torch.device("cuda", number)
 
 
 def share(module: nn.Module) -> nn.Module:

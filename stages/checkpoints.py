@@ -1,5 +1,6 @@
 """What the checkpoint store holds, and a way to free it: python -m stages.checkpoints [--free]"""
 
+import fcntl
 import shutil
 import time
 from argparse import ArgumentParser
@@ -10,8 +11,9 @@ from simsiam.files import read_json
 
 
 def checkpoints(root: Path, *, free: bool) -> None:
-    """Print a line for each training in the store; `free` then deletes them all, so that every training starts anew."""
+    """Print a line for each training in the store; `free` deletes those not running now, so that they start anew."""
     folder, total = store_folder(root), 0
+    busy = []
     for settings in sorted(folder.glob("*/*/settings.json"), key=lambda path: path.stat().st_mtime):
         files = [file for file in settings.parent.iterdir() if file.is_file()]
         newest = max(file.stat().st_mtime for file in files)
@@ -22,9 +24,16 @@ def checkpoints(root: Path, *, free: bool) -> None:
             f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(newest))}  {size / 1e6:8.1f} MB  "
             f"{settings.parent.relative_to(folder)}  step {step}  {describe(read_json(settings))}"
         )
+        if free:
+            with (settings.parent / "lock").open("w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(settings.parent)
+                except BlockingIOError:
+                    busy.append(settings.parent.name)
     print(f"{folder}: {total / 1e6:.1f} MB{', now freed' if free else ''}")
-    if free:
-        shutil.rmtree(folder, ignore_errors=True)
+    if busy:
+        print(f"{', '.join(busy)} left as it is: it is being trained")
 
 
 def describe(settings: dict[str, dict[str, float]]) -> str:

@@ -1,5 +1,6 @@
 """What every stage does: read params.yaml, run one function, write its metrics, and speak plainly when it cannot."""
 
+import os
 import sys
 import time
 from argparse import ArgumentParser, RawTextHelpFormatter
@@ -16,10 +17,10 @@ Metrics = dict[str, Any]
 Stage = Callable[..., Metrics | None]  # takes the params and the repository's root
 
 
-def main(stage: Stage, *, resumes: bool = False) -> None:
+def main(stage: Stage, *, resumes: bool = False, joins: bool = False) -> None:
     """Run a stage in the current folder. A UserError ends it in one line on stderr and a non-zero exit status.
 
-    resumes: the stage goes on from checkpoints, and takes `fresh` to forget them.
+    resumes: the stage goes on from checkpoints, and takes `fresh` to forget them. joins: `torchrun` may start several of it.
     """
     name = stage.__name__
     parser = ArgumentParser(prog=f"python -m stages.{name}", description=stage.__doc__, formatter_class=RawTextHelpFormatter)
@@ -29,6 +30,8 @@ def main(stage: Stage, *, resumes: bool = False) -> None:
         )
     options = vars(parser.parse_args())
     try:
+        if not joins and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(f"{name} is for one process: run it without torchrun")
         params = load(Path("params.yaml"))
         started = time.monotonic()
         metrics = stage(params, Path(), **options)

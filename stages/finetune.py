@@ -40,7 +40,7 @@ def finetune(params: Params, root: Path, *, fresh: bool = False) -> Metrics:
         settings=settings,
         lrs=chosen.lr,
         held_out=chosen.held_out,
-        store_for=lambda trial: open_store(root, "finetune", identity | trial, inputs, fresh=fresh),
+        store_for=lambda trial: open_store(root, Path(__file__), identity | trial, inputs, fresh=fresh),
         on_epoch=write_curve,
     )
     scores, latent = predict(tuned.classifier, to_tensor(data.x_test, device))

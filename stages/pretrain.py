@@ -43,7 +43,7 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
         write_csv(root / "reports/curves/pretrain.csv", records)
 
     device = pick_device()
-    with parallel.joined(device), open_store(root, "pretrain", identity, SHA256, fresh=fresh) as store:
+    with parallel.joined(device), open_store(root, Path(__file__), identity, SHA256, fresh=fresh) as store:
         result = train_simsiam(
             SimSiam(encoder, hidden),
             to_tensor(load(root / "data/cifar10.npz").x_train, device),
@@ -84,4 +84,4 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
 
 
 if __name__ == "__main__":
-    main(pretrain, resumes=True)
+    main(pretrain, resumes=True, joins=True)

@@ -75,6 +75,6 @@ def make_clone(clone: Path, *, save_every: float = 60.0) -> None:
         recipes__laptop__finetune__lr=[0.05, 0.2],
         recipes__laptop__finetune__held_out=50,
     )
-    run("git", "init", "-q", at=clone)
+    run("git", "init", "-q", "-b", "main", at=clone)
     run("git", "add", "--all", at=clone)
     run("git", "commit", "-qm", "start", at=clone)

@@ -1,7 +1,7 @@
 """Kill pretraining with SIGKILL at random moments, again and again, and see that nothing was lost: python -m tests.soak
 
 For `dvc repro` and for `dvc exp run`, in a small repository of its own: the command is started, killed with all its
-children after a random time, and started again. In the end the encoder has to be bit-identical to one whose training was
+children at a random moment of its training, and started again. In the end the encoder has to be bit-identical to one whose training was
 never disturbed. Checkpoints are written ten times a second, so that many kills meet one that is half written.
 """
 
@@ -23,50 +23,57 @@ COMMANDS = {
     "dvc repro": ["dvc", "repro", "pretrain"],
     "dvc exp run": ["dvc", "exp", "run", "-S", "latent_dim=4", "pretrain"],
 }
-STARTING = 6.0  # seconds at least before a kill: DVC and torch have started by then, or nearly
 
 
 def soak(name: str, command: list[str], kills: int, chance: random.Random, folder: Path) -> bool:
-    """Kill a command `kills` times and let it finish; whether its encoder is that of an undisturbed training."""
+    """Kill a command `kills` times as it trains and let it finish; whether its encoder is that of an undisturbed training."""
     make_clone(folder, save_every=0.1)
-    set_params(folder, latent_dim=4, recipes__laptop__pretrain__epochs=600)
+    set_params(folder, latent_dim=4, recipes__laptop__pretrain__epochs=1000)
     run("git", "commit", "-qam", "longer", at=folder)
     run("dvc", "repro", "download", at=folder)
     run("git", "commit", "-qam", "data", at=folder)
-    undisturbed = run("python", "-m", "stages.pretrain", "--fresh", at=folder)
-    assert "going on" not in undisturbed.stderr
+    run("python", "-m", "stages.pretrain", "--fresh", at=folder)
     expected = sha256_file(folder / "models/encoder.pt")
     run("python", "-m", "stages.checkpoints", "--free", at=folder)
     run("git", "checkout", "--force", ".", at=folder)
     (folder / "models/encoder.pt").unlink()
 
-    resumed: list[int] = []
-    for number in range(kills + 1):
-        wait = chance.uniform(STARTING, STARTING + 4) if number < kills else None
+    resumed, number = [], 0
+    while True:
+        before, number = newest(folder), number + 1
         with tempfile.TemporaryFile("w+") as output:
             with subprocess.Popen(
                 command, cwd=folder, env=environment(), start_new_session=True, stdout=output, stderr=subprocess.STDOUT
             ) as process:
-                try:
-                    process.wait(wait)
-                except subprocess.TimeoutExpired:
+                while len(resumed) < kills and process.poll() is None and newest(folder) == before:
+                    time.sleep(0.01)
+                if len(resumed) < kills and process.poll() is None:
+                    time.sleep(chance.uniform(0, 1.0))  # anywhere in a step, a save, or the end
                     os.killpg(process.pid, signal.SIGKILL)
             output.seek(0)
             text = output.read()
+        killed = process.returncode == -signal.SIGKILL
         found = re.search(r"going on from step (\d+)", text)
-        resumed += [int(found[1])] if found else []
-        print(f"{name}: start {number + 1}: {found[0] if found else 'from the beginning'}, ", end="")
-        print(f"killed after {wait:.1f} s" if process.returncode == -signal.SIGKILL else f"ended with {process.returncode}")
-        if process.returncode not in (0, -signal.SIGKILL):
-            print(text)
-            return False
+        print(f"{name}: start {number}: {found[0] if found else 'from the beginning'}; ", end="")
+        print(f"killed after step {newest(folder)}" if killed else f"ended with {process.returncode}", flush=True)
         if "exp" in command:  # a killed experiment leaves git on no branch
             run("git", "checkout", "--force", "main", at=folder)
-    leftovers = [str(path) for path in (folder / ".checkpoints").rglob("*.tmp")]
-    same = sha256_file(next((folder / "models").glob("encoder.pt"))) == expected
-    print(f"{name}: resumed {len(resumed)} times of {kills}; {len(leftovers)} half-written files left; ", end="")
-    print("the encoder is bit-identical" if same else "THE ENCODER DIFFERS")
-    return same and resumed == sorted(resumed) and len(resumed) > 0
+        if number > 1:
+            assert found and int(found[1]) == before, f"it did not go on from step {before}:\n{text}"
+        if not killed:
+            break
+        resumed.append(newest(folder))
+    assert process.returncode == 0, text
+    same = sha256_file(folder / "models/encoder.pt") == expected
+    leftovers = len(list((folder / ".checkpoints").rglob("*.tmp")))
+    print(f"{name}: killed {len(resumed)} times; {leftovers} half-written files left; ", end="")
+    print("the encoder is bit-identical" if same else "THE ENCODER DIFFERS", flush=True)
+    return same and len(resumed) == kills and leftovers == 0
+
+
+def newest(folder: Path) -> int:
+    """The step of the newest checkpoint, 0 when there is none."""
+    return max((int(path.name.split("-")[0]) for path in (folder / ".checkpoints").glob("*/*/*.pt")), default=0)
 
 
 def main() -> None:

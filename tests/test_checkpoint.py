@@ -44,16 +44,22 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
 
 
 def test_fingerprint_tells_settings_data_and_code_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    one = fingerprint({"lr": 0.1}, {"x": "aa"})
-    assert one == fingerprint({"lr": 0.1}, {"x": "aa"})
-    assert one != fingerprint({"lr": 0.2}, {"x": "aa"})
-    assert one != fingerprint({"lr": 0.1}, {"x": "ab"})
-    changed = tmp_path / "losses.py"
+    script, changed = tmp_path / "script.py", tmp_path / "losses.py"
+    script.write_text("1")
+
+    def found(lr: float = 0.1, data: str = "aa") -> str:
+        return fingerprint({"lr": lr}, {"x": data}, script)
+
+    one = found()
+    assert one == found() and len({one, found(lr=0.2), found(data="ab")}) == 3
+    script.write_text("2")
+    assert found() != one
+    script.write_text("1")
     changed.write_text("# other code")
     import simsiam.losses
 
     monkeypatch.setattr(simsiam.losses, "__file__", str(changed))
-    assert one != fingerprint({"lr": 0.1}, {"x": "aa"})
+    assert found() != one
 
 
 class Malicious:
@@ -125,14 +131,14 @@ def test_one_training_at_a_time_and_fresh_forgets(tmp_path: Path, capsys: pytest
 
     def second() -> None:
         held.wait()
-        with open_store(tmp_path, "pretrain", settings, {}) as store:
+        with open_store(tmp_path, Path(__file__), settings, {}) as store:
             order.append("second has it")
             state = store.latest()
             assert state and state["step"] == 1
 
     thread = threading.Thread(target=second)
     thread.start()
-    with open_store(tmp_path, "pretrain", settings, {}) as store:
+    with open_store(tmp_path, Path(__file__), settings, {}) as store:
         held.set()
         time.sleep(0.2)
         order.append("first lets go")
@@ -143,10 +149,10 @@ def test_one_training_at_a_time_and_fresh_forgets(tmp_path: Path, capsys: pytest
 
     (store.folder / ".00000002-half.pt.x.tmp").write_bytes(b"half")  # as a kill leaves it
     assert read_json(store.folder / "settings.json") == settings
-    with open_store(tmp_path, "pretrain", settings, {}, fresh=True) as store:
+    with open_store(tmp_path, Path(__file__), settings, {}, fresh=True) as store:
         assert store.latest() is None
     assert sorted(path.name for path in store.folder.iterdir()) == ["lock", "settings.json"]
-    with open_store(tmp_path, "pretrain", {"lr": 0.2}, {}) as other:
+    with open_store(tmp_path, Path(__file__), {"lr": 0.2}, {}) as other:
         assert other.folder != store.folder
 
 
