@@ -1,8 +1,8 @@
 """Kill pretraining with SIGKILL at random moments, again and again, and see that nothing was lost: python -m tests.soak
 
 For `dvc repro` and for `dvc exp run`, in a small repository of its own: the command is started, killed with all its
-children at a random moment of its training, and started again. In the end the encoder has to be bit-identical to one whose training was
-never disturbed. Checkpoints are written ten times a second, so that many kills meet one that is half written.
+children at a random moment of its training, and started again. In the end the encoder has to be bit-identical to one
+whose training was never disturbed. Checkpoints are written ten times a second, so that many kills meet one that is half written.
 """
 
 import os
@@ -26,9 +26,9 @@ COMMANDS = {
 
 
 def soak(name: str, command: list[str], kills: int, chance: random.Random, folder: Path) -> bool:
-    """Kill a command `kills` times as it trains and let it finish; whether its encoder is that of an undisturbed training."""
+    """Kill a command `kills` times and let it finish; whether its encoder is that of an undisturbed training."""
     make_clone(folder, save_every=0.1)
-    set_params(folder, latent_dim=4, recipes__laptop__pretrain__epochs=1000)
+    set_params(folder, latent_dim=4, recipes__laptop__pretrain__epochs=100)
     run("git", "commit", "-qam", "longer", at=folder)
     run("dvc", "repro", "download", at=folder)
     run("git", "commit", "-qam", "data", at=folder)
@@ -38,16 +38,17 @@ def soak(name: str, command: list[str], kills: int, chance: random.Random, folde
     run("git", "checkout", "--force", ".", at=folder)
     (folder / "models/encoder.pt").unlink()
 
-    resumed, number = [], 0
+    steps: list[int] = []  # that each kill left
+    number = 0
     while True:
         before, number = newest(folder), number + 1
         with tempfile.TemporaryFile("w+") as output:
             with subprocess.Popen(
                 command, cwd=folder, env=environment(), start_new_session=True, stdout=output, stderr=subprocess.STDOUT
             ) as process:
-                while len(resumed) < kills and process.poll() is None and newest(folder) == before:
+                while len(steps) < kills and process.poll() is None and newest(folder) == before:
                     time.sleep(0.01)
-                if len(resumed) < kills and process.poll() is None:
+                if len(steps) < kills and process.poll() is None:
                     time.sleep(chance.uniform(0, 1.0))  # anywhere in a step, a save, or the end
                     os.killpg(process.pid, signal.SIGKILL)
             output.seek(0)
@@ -62,13 +63,13 @@ def soak(name: str, command: list[str], kills: int, chance: random.Random, folde
             assert found and int(found[1]) == before, f"it did not go on from step {before}:\n{text}"
         if not killed:
             break
-        resumed.append(newest(folder))
+        steps.append(newest(folder))
     assert process.returncode == 0, text
     same = sha256_file(folder / "models/encoder.pt") == expected
     leftovers = len(list((folder / ".checkpoints").rglob("*.tmp")))
-    print(f"{name}: killed {len(resumed)} times; {leftovers} half-written files left; ", end="")
+    print(f"{name}: killed {len(steps)} times; {leftovers} half-written files left; ", end="")
     print("the encoder is bit-identical" if same else "THE ENCODER DIFFERS", flush=True)
-    return same and len(resumed) == kills and leftovers == 0
+    return same and len(steps) == kills and leftovers == 0
 
 
 def newest(folder: Path) -> int:
