@@ -2,7 +2,7 @@
 
 For `dvc repro` and for `dvc exp run`, in a small repository of its own: the command is started, killed with all its
 children at a random moment of its training, and started again. In the end the encoder has to be bit-identical to one
-whose training was never disturbed. Checkpoints are written ten times a second, so that many kills meet one that is half written.
+whose training was never disturbed. Checkpoints are written ten times a second, so that some kills meet one half written.
 """
 
 import os

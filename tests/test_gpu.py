@@ -44,9 +44,7 @@ def test_the_host_does_not_wait_within_a_step(tiny: EncoderSettings, images: Ten
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_pretraining_goes_on_from_a_checkpoint(
-    tiny: EncoderSettings, images: Tensor, tmp_path: Path, precision: str
-) -> None:
+def test_a_finished_training_is_found(tiny: EncoderSettings, images: Tensor, tmp_path: Path, precision: str) -> None:
     settings = replace(SETTINGS, precision=precision)  # type: ignore[arg-type]
     pixels = images.to(pick_device())
     whole = pretrain(SimSiam(Encoder(tiny), 16), pixels, augment=VIEW, settings=settings, store=Store(tmp_path))

@@ -19,55 +19,90 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small repository with its data and nothing trained yet; it saves five checkpoints a second."""
     clone = tmp_path_factory.mktemp("clone")
     make_clone(clone, save_every=0.2)
-    set_params(clone, recipes__laptop__pretrain__epochs=25)
+    set_params(clone, recipes__laptop__pretrain__epochs=50)
     run("dvc", "repro", "download", at=clone)
     run("git", "add", "--all", at=clone)
     run("git", "commit", "-qm", "data", at=clone)
     return clone
 
 
-def test_kill_dash_nine_loses_nothing_and_fresh_trains_anew(clone: Path) -> None:
-    store = clone / ".checkpoints/pretrain"
-    with subprocess.Popen(["dvc", "repro", "pretrain"], cwd=clone, env=environment(), start_new_session=True) as process:
-        while not list(store.glob("*/*.pt")):
-            assert process.poll() is None, "it ended before there was a checkpoint"
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
-    assert not (clone / "models/encoder.pt").exists()
+def newest(clone: Path) -> int:
+    """The step of the newest checkpoint of all pretrainings, 0 when there is none."""
+    return max((int(path.name.split("-")[0]) for path in clone.glob(".checkpoints/pretrain/*/*.pt")), default=0)
+
+
+def start_and_signal(clone: Path, command: list[str], number: signal.Signals) -> tuple[int, str]:
+    """Start a command, send it and its children a signal once it has saved a checkpoint; exit status and stderr."""
+    before = newest(clone)
+    with subprocess.Popen(
+        command, cwd=clone, env=environment(), start_new_session=True, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while newest(clone) == before:
+            assert process.poll() is None, "it ended before there was a new checkpoint"
+            time.sleep(0.02)
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=60)
+    return process.returncode, errors
+
+
+def test_stopped_and_killed_trainings_go_on_and_fresh_trains_anew(clone: Path) -> None:
+    stage = ["python", "-m", "stages.pretrain"]
+    status, errors = start_and_signal(clone, stage, signal.SIGTERM)
+    assert status == 143 and re.search(r"error: pretrain: stopped at step \d+ of 300, saved", errors)
+    status, _ = start_and_signal(clone, ["dvc", "repro", "pretrain"], signal.SIGKILL)
+    assert status == -signal.SIGKILL and not (clone / "models/encoder.pt").exists() and newest(clone) < 300
 
     resumed = run("dvc", "repro", "pretrain", at=clone)
-    assert re.search(r"going on from step [1-9]\d* of 150", resumed.stderr)
+    assert f"going on from step {newest(clone)}" not in resumed.stderr  # it went on from before its end
+    assert re.search(r"going on from step [1-9]\d* of 300", resumed.stderr)
     expected = sha256_file(clone / "models/encoder.pt")
-    fresh = run("python", "-m", "stages.pretrain", "--fresh", at=clone)
+    fresh = run(*stage, "--fresh", at=clone)
     assert "going on" not in fresh.stderr and sha256_file(clone / "models/encoder.pt") == expected
+    run("dvc", "commit", "--force", "pretrain", at=clone)
+    assert json.loads(run("dvc", "status", "--json", "pretrain", at=clone).stdout) == {}
+    run("git", "checkout", "--force", ".", at=clone)
+
+
+def test_torchrun_trains_and_dvc_finds_it_done(clone: Path) -> None:
+    set_params(clone, latent_dim=4, recipes__laptop__pretrain__epochs=2)
+    command = ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "stages.pretrain"]
+    run(*command, at=clone)
+    trained = json.loads((clone / "reports/metrics/pretrain.json").read_text())["pretrain"]["trained"][0]
+    assert trained["processes"] == 2 and trained["latent_dim"] == 4
+    expected = sha256_file(clone / "models/encoder.pt")
+    assert "going on from step 12 of 12" in run("dvc", "repro", "pretrain", at=clone).stderr
+    assert sha256_file(clone / "models/encoder.pt") == expected
+    refused = run("env", "WORLD_SIZE=2", "python", "-m", "stages.finetune", at=clone, check=False)
+    assert refused.returncode == 1 and refused.stderr == "error: finetune is for one process: run it without torchrun\n"
+    run("git", "checkout", "--force", ".", at=clone)
 
 
 def test_two_queued_experiments_train_side_by_side(clone: Path) -> None:
+    set_params(clone, recipes__laptop__pretrain__epochs=2)
+    run("git", "commit", "-qam", "shorter", at=clone)
     for latent_dim in (4, 8):
         run("dvc", "exp", "run", "--queue", "-S", f"latent_dim={latent_dim}", "pretrain", at=clone)
     run("dvc", "queue", "start", "--jobs", "2", at=clone)
-    for _ in range(240):
+    for _ in range(40):
+        time.sleep(5)
         status = run("dvc", "queue", "status", at=clone).stdout
         if status.count("Success") + status.count("Failed") == 2:
             break
-        time.sleep(1)
+    run("dvc", "queue", "stop", "--kill", at=clone, check=False)
     assert status.count("Success") == 2, status
     rows = json.loads(run("dvc", "exp", "show", "--json", at=clone).stdout)
     found = [point["revs"][0]["data"] for point in rows[1]["experiments"]]
     trained = {row["params"]["params.yaml"]["data"]["latent_dim"]: row["metrics"] for row in found}
     assert set(trained) == {4, 8}
     for metrics in trained.values():
-        assert metrics["reports/metrics/pretrain.json"]["data"]["pretrain"]["epochs"] == 25
-    # They found the repository's store, so the same points are not trained again here.
-    run("dvc", "queue", "stop", "--kill", at=clone, check=False)
-    set_params(clone, latent_dim=8)
-    assert "going on from step 150 of 150" in run("dvc", "repro", "--force", "--single-item", "pretrain", at=clone).stderr
+        assert metrics["reports/metrics/pretrain.json"]["data"]["pretrain"]["epochs"] == 2
 
 
 def test_the_store_is_listed_and_freed(clone: Path) -> None:
     store = clone / ".checkpoints"
     listed = run("python", "-m", "stages.checkpoints", at=clone).stdout
-    assert len(listed.splitlines()) == 1 + len(list(store.glob("*/*")))
-    assert re.search(r"step 150  d 8  stop_gradient True  lr 0\.4  epochs 25  batch_size 64  seed 0", listed)
+    # Of the queue's two points one was trained by torchrun before; both went to the repository's own store.
+    assert len(listed.splitlines()) == 1 + len(list(store.glob("*/*"))) == 1 + 3
+    assert re.search(r"step 12  d 8  stop_gradient True  lr 0\.4  epochs 2  batch_size 64  seed 0", listed)
     assert "now freed" in run("python", "-m", "stages.checkpoints", "--free", at=clone).stdout
-    assert not store.exists()
+    assert not list(store.rglob("*.pt"))
