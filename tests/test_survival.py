@@ -19,7 +19,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small repository with its data and nothing trained yet; it saves five checkpoints a second."""
     clone = tmp_path_factory.mktemp("clone")
     make_clone(clone, save_every=0.2)
-    set_params(clone, recipes__laptop__pretrain__epochs=50)
+    set_params(clone, recipes__laptop__pretrain__epochs=25)
     run("dvc", "repro", "download", at=clone)
     run("git", "add", "--all", at=clone)
     run("git", "commit", "-qm", "data", at=clone)
@@ -48,13 +48,13 @@ def start_and_signal(clone: Path, command: list[str], number: signal.Signals) ->
 def test_stopped_and_killed_trainings_go_on_and_fresh_trains_anew(clone: Path) -> None:
     stage = ["python", "-m", "stages.pretrain"]
     status, errors = start_and_signal(clone, stage, signal.SIGTERM)
-    assert status == 143 and re.search(r"error: pretrain: stopped at step \d+ of 300, saved", errors)
+    assert status == 143 and re.search(r"error: pretrain: stopped at step \d+ of 150, saved", errors)
     status, _ = start_and_signal(clone, ["dvc", "repro", "pretrain"], signal.SIGKILL)
-    assert status == -signal.SIGKILL and not (clone / "models/encoder.pt").exists() and newest(clone) < 300
+    assert status == -signal.SIGKILL and not (clone / "models/encoder.pt").exists() and newest(clone) < 150
 
     resumed = run("dvc", "repro", "pretrain", at=clone)
     assert f"going on from step {newest(clone)}" not in resumed.stderr  # it went on from before its end
-    assert re.search(r"going on from step [1-9]\d* of 300", resumed.stderr)
+    assert re.search(r"going on from step [1-9]\d* of 150", resumed.stderr)
     expected = sha256_file(clone / "models/encoder.pt")
     fresh = run(*stage, "--fresh", at=clone)
     assert "going on" not in fresh.stderr and sha256_file(clone / "models/encoder.pt") == expected
