@@ -19,7 +19,7 @@ def throughput_figure(results: dict[str, dict[str, Any]], names: dict[str, str],
             colour = COLOURS[0] if loop == "ours" else COLOURS[3]
             axes.barh(place, middle, xerr=spread, color=colour, capsize=3)
             axes.annotate(
-                f"{middle:.0f}", (rate["high"], place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9
+                f"{middle:.3g}", (rate["high"], place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9
             )
         axes.set_yticks(range(len(rates)), [names[loop] for loop in rates])
         axes.invert_yaxis()
