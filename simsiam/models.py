@@ -46,19 +46,24 @@ class EncoderSettings:
 
 
 class Conv2d(nn.Conv2d):
-    """torch's convolution, computed as a matrix product where the map that comes out is a single pixel.
+    """torch's convolution, computed as a matrix product where the map that comes out has at most 2x2 pixels.
 
-    Then only the taps that meet the input count, the others meet padding. The result is the same but for rounding; on a CPU
-    the gradient of the weight is some 20 times faster, and with it the last stage of a ResNet on small images.
+    Then most taps of a kernel meet padding, and only those that meet the input count. The result is the same but for
+    rounding; on a CPU the gradient of the weight is up to 20 times faster, and with it the last stages of a ResNet on small
+    images.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        first = int(self.padding[0])  # of the taps that meet the input, in each direction
-        met = min(x.shape[-1], self.kernel_size[0] - first)
-        if x.shape[-1] > self.stride[0]:
+        size, first = x.shape[-1], int(self.padding[0])  # for the first pixel that comes out, this tap meets the first of x
+        out = -(-size // self.stride[0])
+        if size > 2 or (out > 1 and self.kernel_size[0] == 1):
             return super().forward(x)
-        taps = self.weight[:, :, first : first + met, first : first + met]
-        return nn.functional.linear(x[:, :, :met, :met].flatten(1), taps.flatten(1))[:, :, None, None]
+        met = min(size, self.kernel_size[0] - first)  # taps that meet the input, in each direction
+        weight = self.weight.permute(0, 2, 3, 1)
+        ranges = [slice(first - i, first - i + met) for i in range(out)]
+        matrix = torch.stack([weight[:, rows, columns] for rows in ranges for columns in ranges]).flatten(2).flatten(0, 1)
+        pixels = x[:, :, :met, :met].permute(0, 2, 3, 1).flatten(1)
+        return nn.functional.linear(pixels, matrix).view(len(x), out, out, -1).permute(0, 3, 1, 2)
 
 
 class BasicBlock(nn.Module):
