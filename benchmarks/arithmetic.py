@@ -67,12 +67,12 @@ def main() -> None:
             temperature=params.embed.knn_temperature,
         )
         results[name] = {
+            "epoch": [record["epoch"] for record in result.records],
             "loss": [round(record["loss"], 5) for record in result.records],
             "z_std": [round(record["z_std"], 5) for record in result.records],
             "knn": accuracy,
-            "pairs_per_second": round(result.images_per_second, 1),
         }
-        print(f"{name}: kNN {accuracy:.4f}, loss {results[name]['loss']}", file=sys.stderr)
+        print(f"{name}: kNN {accuracy:.4f}, loss {result.records[-1]['loss']:.4f}", file=sys.stderr)
     folder = Path("reports/benchmarks")
     write_json(folder / "arithmetic.json", {"machine": machine(), "epochs": base.epochs, "runs": results})
     save(folder / "arithmetic.png", arithmetic_figure(results))

@@ -36,10 +36,9 @@ def arithmetic_figure(results: dict[str, dict[str, Any]]) -> Figure:
     figure.suptitle("The same pretraining in different arithmetic")
     loss, spread, accuracy = figure.subplots(1, 3)
     for place, (name, result) in enumerate(results.items()):
-        epochs = range(1, len(result["loss"]) + 1)
-        style = {"color": COLOURS[place], "marker": "osx^"[place], "markersize": 5, "label": name}
-        loss.plot(epochs, result["loss"], **style)
-        spread.plot(epochs, result["z_std"], **style)
+        style = {"color": COLOURS[place], "linestyle": ("-", "--", ":", "-.")[place], "label": name}
+        loss.plot(result["epoch"], result["loss"], **style)
+        spread.plot(result["epoch"], result["z_std"], **style)
         accuracy.barh(place, result["knn"], color=COLOURS[place])
         accuracy.annotate(
             f"{result['knn']:.1%}", (result["knn"], place), xytext=(4, 0), textcoords="offset points", va="center"
@@ -53,5 +52,4 @@ def arithmetic_figure(results: dict[str, dict[str, Any]]) -> Figure:
     loss.legend(frameon=False)
     for axes in (loss, spread):
         axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
     return figure

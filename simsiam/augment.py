@@ -69,7 +69,7 @@ def make_view(images: Tensor, drawn: Drawn, settings: AugmentSettings) -> Tensor
     numbers = numbers.to(images.device, non_blocking=True)
     top, left, height, width, flip, brightness, contrast, saturation, hue, grey_, sigma = numbers
     with torch.autocast(images.device.type, enabled=False):  # views are not rounded to bf16, as the network may be
-        views = crop_resize(images.float() / 255, top, left, height, width, settings.view_size, flip > 0)
+        views = crop_resize(images.float().div_(255), top, left, height, width, settings.view_size, flip > 0)
         if settings.jitter_probability > 0:
             operations = (
                 lambda x: adjust_brightness(x, 1 + brightness),
@@ -143,18 +143,18 @@ def _resize_matrix(start: Tensor, length: Tensor, size: int, out: int) -> Tensor
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
     """images (N, 3, H, W) in [0, 1], factor (N,) >= 0. As torchvision's function of the name."""
-    return (images * _per_sample(factor)).clamp(0, 1)
+    return (images * _per_sample(factor)).clamp_(0, 1)
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with the mean grey level of the image. Shapes and range as adjust_brightness."""
     mean = grey(images)[:, :1].mean((2, 3), keepdim=True)
-    return torch.lerp(mean, images, _per_sample(factor)).clamp(0, 1)
+    return torch.lerp(mean, images, _per_sample(factor)).clamp_(0, 1)
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with the image's own grey version. Shapes and range as adjust_brightness."""
-    return torch.lerp(grey(images), images, _per_sample(factor)).clamp(0, 1)
+    return torch.lerp(grey(images), images, _per_sample(factor)).clamp_(0, 1)
 
 
 def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
@@ -168,8 +168,9 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     )
     hue = hue.unsqueeze(1) + 6 * _per_sample(shift)
     offsets = torch.arange(5, 0, -2, device=images.device).view(1, 3, 1, 1)
-    k = torch.remainder(hue + offsets, 6)
-    return value.unsqueeze(1) - chroma.unsqueeze(1) * torch.minimum(k, 4 - k).clamp(0, 1)
+    k = (hue + offsets).remainder_(6)
+    share = torch.minimum(k, 4 - k).clamp_(0, 1)
+    return value.unsqueeze(1) - share.mul_(chroma.unsqueeze(1))
 
 
 def grey(images: Tensor) -> Tensor:
@@ -183,8 +184,8 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
     side = _per_sample(torch.exp(-0.5 / sigma**2))
     side, middle = side / (1 + 2 * side), 1 / (1 + 2 * side)
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1), mode="reflect")
-    rows = side * (padded[:, :, :-2] + padded[:, :, 2:]) + middle * padded[:, :, 1:-1]
-    return side * (rows[..., :-2] + rows[..., 2:]) + middle * rows[..., 1:-1]
+    rows = (padded[:, :, :-2] + padded[:, :, 2:]).mul_(side).add_(middle * padded[:, :, 1:-1])
+    return (rows[..., :-2] + rows[..., 2:]).mul_(side).add_(middle * rows[..., 1:-1])
 
 
 def _per_sample(values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from simsiam.errors import UserError
-from simsiam.models import Classifier
+from simsiam.models import BasicBlock, Classifier
 
 
 @dataclass(frozen=True)
@@ -48,24 +48,27 @@ def _max_of_three(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
     return a + second(c - a)
 
 
-def explain(classifier: Classifier, images: Tensor, background: Tensor, *, name: str) -> Explanation:
+def explain(classifier: Classifier, images: Tensor, background: Tensor, *, name: str, stock: bool = False) -> Explanation:
     """DeepExplainer values (Lundberg & Lee 2017, section 4.2) of every logit for images (N, 3, H, W) in [0, 1].
 
     background: (B, 3, H, W), a sample of what images look like. Raises UserError when shap finds that the values do not
-    add up to the logits.
+    add up to the logits. stock: explain the network as it is usually written, with one ReLU module used twice in each block
+    and with max-pooling: the same function, but shap then gives values that do not add up.
     """
     # shap hooks modules one by one and wants each to return a tensor, so it gets the three parts in a row.
     network = nn.Sequential(classifier.encoder.backbone, classifier.encoder.projector, classifier.head)
     network = copy.deepcopy(network).eval()
     for parent in list(network.modules()):
+        if stock and isinstance(parent, BasicBlock):
+            parent.relu2 = parent.relu1
         for child, module in parent.named_children():
-            if isinstance(module, nn.MaxPool2d):
+            if isinstance(module, nn.MaxPool2d) and not stock:
                 setattr(parent, child, MaxPoolOfRelus())
     explainer = shap.DeepExplainer(network, background)
     values = []
     try:
         for image in tqdm(images, desc=f"explain {name}", unit=" images"):
-            values.append(explainer.shap_values(image.unsqueeze(0), check_additivity=True)[0])
+            values.append(explainer.shap_values(image.unsqueeze(0), check_additivity=not stock)[0])
     except AssertionError as error:
         raise UserError(f"explain: the SHAP values of the {name} network do not add up: {error}") from None
     with torch.inference_mode():
@@ -74,3 +77,27 @@ def explain(classifier: Classifier, images: Tensor, background: Tensor, *, name:
     stacked = np.stack(values).astype(np.float32)
     residual = np.abs(stacked.sum((1, 2, 3), dtype=np.float64) + expected - logits).max()
     return Explanation(stacked, expected, logits, float(residual))
+
+
+def mass_by_quadrant(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Shares of an image's SHAP mass in its top left, top right, bottom left and bottom right: (N, 4), rows sum to 1.
+
+    values: (N, 3, H, W, classes) with even H and W. A pixel's mass is its value's magnitude, summed over the classes.
+    """
+    mass = _mass(values)
+    count, height, width = mass.shape
+    return mass.reshape(count, 2, height // 2, 2, width // 2).sum((2, 4)).reshape(count, 4)
+
+
+def mass_radius(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Mean distance of an image's SHAP mass from its middle, in pixels: (N,). Spread evenly, a 32x32 image has 12.2."""
+    mass = _mass(values)
+    y, x = np.indices(mass.shape[1:])
+    radius = np.hypot(y - (mass.shape[1] - 1) / 2, x - (mass.shape[2] - 1) / 2)
+    return (mass * radius).sum((1, 2))
+
+
+def _mass(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Each pixel's share of its image's mass, (N, H, W)."""
+    mass = np.abs(values.sum(1, dtype=np.float64)).sum(-1)
+    return mass / np.maximum(mass.sum((1, 2), keepdims=True), 1e-300)

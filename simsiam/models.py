@@ -238,3 +238,19 @@ def encoder_from(content: dict[str, Any], path: Path) -> Encoder:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path} does not hold an encoder ({reason}): delete it and run `dvc repro`") from None
     return encoder
+
+
+def load_classifier(path: Path) -> Classifier:
+    """Build the fine-tuned network that a file describes. Raises UserError when it is missing, damaged or something else."""
+    content = load_weights(path)
+    encoder = encoder_from(content, path)
+    if "head" not in content:
+        raise UserError(f"{path} does not hold a classifier: delete it and run `dvc repro`")
+    return with_head(encoder, content["head"])
+
+
+def with_head(encoder: Encoder, weights: dict[str, Tensor]) -> Classifier:
+    """The encoder with a linear layer of these weights, `weight` (classes, latent_dim) and `bias`, on its latent."""
+    head = nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0])
+    head.load_state_dict(weights)
+    return Classifier(encoder, head)

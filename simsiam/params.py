@@ -1,5 +1,6 @@
 """The schema of params.yaml: every key that may be set, its type and its range. Only stages import it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ LearningRate = Annotated[float, Field(gt=0, le=100)]
 BatchSize = Annotated[int, Field(ge=2, le=TRAIN_IMAGES)]
 HeldOut = Annotated[int, Field(ge=10, lt=TRAIN_IMAGES)]
 LatentDim = Annotated[int, Field(ge=2, le=16_384)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 RecipeName = Literal["laptop", "report", "paper"]
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "always", "never"]
@@ -57,6 +59,7 @@ class LinearEval(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: WeightDecay
     held_out: HeldOut
+    few_labels: list[Annotated[float, Field(ge=0.001, lt=1)]]
 
     @field_validator("held_out")
     @classmethod
@@ -164,11 +167,24 @@ class Recipes(Section):
     paper: Recipe
 
 
+class FewLabels(Section):
+    latent_dim: list[LatentDim]
+    share: list[Annotated[float, Field(ge=0.001, le=1)]] = Field(min_length=1)
+
+
+class ShapMass(Section):
+    latent_dim: list[LatentDim]
+    images: Annotated[int, Field(ge=10, le=TEST_IMAGES)]
+    background: Annotated[int, Field(ge=10, le=1_000)]
+
+
 class Ablation(Section):
     recipe: list[RecipeName] = Field(min_length=1)
+    seed: list[Seed] = Field(min_length=1)
     latent_dim: list[LatentDim] = Field(min_length=1)
-    stop_gradient: list[bool] = Field(min_length=1)
-    seed: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    without_stop_gradient: list[LatentDim]
+    few_labels: FewLabels
+    shap_mass: ShapMass
 
 
 class Params(Section):
@@ -177,7 +193,7 @@ class Params(Section):
     recipe: RecipeName
     latent_dim: LatentDim
     stop_gradient: bool
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    seed: Seed
     data: Data
     embed: Embed
     linear_eval: LinearEval
@@ -194,16 +210,32 @@ class Params(Section):
         return recipe
 
 
-def load(path: Path) -> Params:
-    """Read and check params.yaml as YAML 1.2. Raises UserError with one line on the first thing that is wrong."""
+def load(path: Path, changes: Sequence[str] = ()) -> Params:
+    """Read and check params.yaml as YAML 1.2, with `changes` such as "latent_dim=32" or "embed.knn_k=20".
+
+    Raises UserError with one line on the first thing that is wrong.
+    """
+    yaml = YAML(typ="safe")
     try:
-        content = YAML(typ="safe").load(path)
+        content = yaml.load(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run this from the folder that holds params.yaml") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     except (YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no such date or number
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    for change in changes:
+        key, equals, value = change.partition("=")
+        *sections, last = key.split(".")
+        try:
+            section = content
+            for name in sections:
+                section = section[name]
+            section[last] = yaml.load(value)
+        except (KeyError, TypeError, YAMLError):
+            raise UserError(f"{change}: it should be key=value, with a key of {path.name} such as latent_dim") from None
+        if not equals:
+            raise UserError(f"{change}: it should be key=value")
     return check(content, path.name)
 
 

@@ -49,13 +49,12 @@ def curves_figure(pretraining: pd.DataFrame, finetuning: pd.DataFrame) -> Figure
     for axes, frame, column, title, label in (
         (next(panels), pretraining, "loss", "Pretraining: loss", "negative cosine similarity"),
         (next(panels), pretraining, "z_std", "Pretraining: spread of the latent", "z_std (1 healthy, 0 collapsed)"),
-        (next(panels), pretraining, "lr", "Pretraining: learning rate at the epoch's end", "learning rate"),
+        (next(panels), pretraining, "lr", "Pretraining: learning rate", "learning rate"),
         (next(panels), finetuning, "top1", "Fine-tuning: on its own augmented training images", "top-1"),
     ):
-        axes.plot(frame["epoch"], frame[column], marker="o", markersize=4, color=COLOURS[0])
-        axes.set(title=title, xlabel="epoch", ylabel=label)
+        axes.plot(frame["epoch"], frame[column], marker=".", markersize=4, color=COLOURS[0])
+        axes.set(title=title, xlabel="epoch", ylabel=label, xlim=(0, None))
         axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
         if column == "z_std":
             axes.axhline(1, color="#717581", linestyle="--", linewidth=1)
             axes.set_ylim(0, max(1.1, float(frame[column].max()) * 1.05))
@@ -146,10 +145,10 @@ def maps_figure(frame: pd.DataFrame) -> Figure:
     grid = figure.subplots(2, len(spaces))
     for row, (method, label) in zip(grid, (("pca", "PCA"), ("tsne", "t-SNE")), strict=True):
         for axes, space in zip(row, spaces, strict=True):
-            _scatter(axes, frame, f"{space}_{method}")
+            scatter(axes, frame, f"{space}_{method}")
             unit = "component" if method == "pca" else "dimension"
             axes.set(title=f"{label}: {SPACES[space][0]}", xlabel=f"{unit} 1", ylabel=f"{unit} 2")
-    _class_legend(figure, grid[0][0])
+    class_legend(figure, grid[0][0])
     return figure
 
 
@@ -159,10 +158,10 @@ def plane_figure(frame: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(12, 5.6), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, space, title in zip(panels, ("latent", "finetuned"), ("frozen", "fine-tuned"), strict=True):
-        _scatter(axes, frame, space if bare else f"{space}_pca")
+        scatter(axes, frame, space if bare else f"{space}_pca")
         name = "latent dimension" if bare else "principal component"
         axes.set(title=f"The latent, {title}", xlabel=f"{name} 1", ylabel=f"{name} 2")
-    _class_legend(figure, panels[0])
+    class_legend(figure, panels[0])
     return figure
 
 
@@ -178,12 +177,12 @@ def neighbours_figure(
     figure = Figure(figsize=(1.25 * (columns + 1), 1.55 * rows + 0.5), layout="constrained")
     grid = figure.subplots(rows, columns + 1, squeeze=False)
     for row in range(rows):
-        _picture(grid[row][0], queries[row], f"{CLASSES[query_labels[row]]}", "black")
+        picture(grid[row][0], queries[row], f"{CLASSES[query_labels[row]]}", "black")
         for column in range(columns):
             label = neighbour_labels[row, column]
             colour = "#3f90da" if label == query_labels[row] else "#e76300"
             text = f"{CLASSES[label]}\n{similarities[row, column]:.2f}"
-            _picture(grid[row][column + 1], neighbours[row, column], text, colour)
+            picture(grid[row][column + 1], neighbours[row, column], text, colour)
     grid[0][0].set_title(f"test image\n{CLASSES[query_labels[0]]}", fontsize=8)
     figure.suptitle(
         "Nearest training images by cosine of backbone features: blue frame = same class, orange = another", fontsize=11
@@ -206,7 +205,7 @@ def shap_figure(
     figure = Figure(figsize=(1.35 * (1 + outputs * len(networks)) + 0.8, 1.6 * rows + 1.4), layout="constrained")
     grid = figure.subplots(rows, 1 + outputs * len(networks), squeeze=False)
     for row in range(rows):
-        _picture(grid[row][0], images[row], CLASSES[labels[row]], "black")
+        picture(grid[row][0], images[row], CLASSES[labels[row]], "black")
     for number, (name, (values, logits)) in enumerate(networks.items()):
         pixels = values.sum(1)
         chosen = np.stack([pixels[row][..., shown[row]] for row in range(rows)])
@@ -217,7 +216,7 @@ def shap_figure(
             for axes, label in zip(grid[row][columns], shown[row], strict=True):
                 axes.imshow(grey, cmap="gray", alpha=0.25, vmin=0, vmax=255)
                 shap = axes.imshow(pixels[row][..., label], cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.85)
-                _frame(axes, f"{CLASSES[label]}\n{logits[row, label]:+.1f}", "#b9b9b9")
+                outline(axes, f"{CLASSES[label]}\n{logits[row, label]:+.1f}", "#b9b9b9")
         words, first = NETWORKS[name], grid[0][columns][0]
         first.set_title(f"{words.upper()}\n{first.get_title()}", fontsize=8)
         figure.colorbar(
@@ -233,7 +232,7 @@ def shap_figure(
     return figure
 
 
-def _scatter(axes: Axes, frame: pd.DataFrame, columns: str) -> None:
+def scatter(axes: Axes, frame: pd.DataFrame, columns: str) -> None:
     for name in CLASSES:
         rows = frame[frame["class"] == name]
         axes.scatter(
@@ -241,7 +240,7 @@ def _scatter(axes: Axes, frame: pd.DataFrame, columns: str) -> None:
         )
 
 
-def _class_legend(figure: Figure, axes: Axes) -> None:
+def class_legend(figure: Figure, axes: Axes) -> None:
     handles, names = axes.get_legend_handles_labels()
     legend = figure.legend(handles, names, loc="outside lower center", ncols=len(CLASSES), frameon=False, markerscale=4)
     for handle in legend.legend_handles:
@@ -249,12 +248,12 @@ def _class_legend(figure: Figure, axes: Axes) -> None:
             handle.set_alpha(1)
 
 
-def _picture(axes: Axes, image: NDArray[np.uint8], text: str, colour: str) -> None:
+def picture(axes: Axes, image: NDArray[np.uint8], text: str, colour: str) -> None:
     axes.imshow(image, interpolation="nearest")
-    _frame(axes, text, colour)
+    outline(axes, text, colour)
 
 
-def _frame(axes: Axes, text: str, colour: str) -> None:
+def outline(axes: Axes, text: str, colour: str) -> None:
     axes.set_title(text, fontsize=8)
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():

@@ -25,7 +25,7 @@ def pretrain(
 ) -> Result:
     """Train `model` in place to predict one random view's latent from the other's.
 
-    images: (N, 3, S, S) uint8 on the device to train on. Records carry `loss` and `z_std`, means over an epoch's steps.
+    images: (N, 3, S, S) uint8 on the device to train on. Records carry `loss` and `z_std`.
     Raises UserError when the loss is not finite, and Interrupted, once saved, when asked to stop.
     """
     model.to(images.device).to(memory_format=torch.channels_last)

@@ -48,3 +48,13 @@ def knn_in_plane(points: Floats, labels: Labels, k: int = 10) -> float:
 def map_trustworthiness(features: Floats, points: Floats, k: int = 10) -> float:
     """How far the k neighbours on the map are neighbours in the features too, in [0, 1] (Venna & Kaski 2001)."""
     return float(trustworthiness(features, points, n_neighbors=k))
+
+
+def centroid_distances(features: Floats, labels: Labels) -> NDArray[np.float64]:
+    """Euclidean distances (classes, classes) between the classes' mean features, in units of the mean distance of an
+    example from its class's mean: below 1 the classes overlap."""
+    classes = np.unique(labels)
+    centroids = np.stack([features[labels == c].mean(0, dtype=np.float64) for c in classes])
+    within = np.linalg.norm(features - centroids[np.searchsorted(classes, labels)], axis=1).mean()
+    between = np.linalg.norm(centroids[:, None] - centroids[None], axis=2)
+    return between / max(within, 1e-300)

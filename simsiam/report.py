@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,16 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the grid found with one recipe."""
+
+    recipe: str
+    claims: list[dict[str, Any]]  # with claim, where, rule, finding and verdict
+    tables: dict[str, str]  # HTML by name
+    figures: dict[str, Any]  # PNG bytes by name, or once embedded a data URL
 
 
 def published() -> pd.DataFrame:
@@ -40,10 +51,11 @@ def embedded(png: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def render(title: str, metrics: Metrics, figures: dict[str, bytes], parameters: str) -> str:
+def render(title: str, metrics: Metrics, figures: dict[str, bytes], parameters: str, studies: list[Study]) -> str:
     """The page as HTML.
 
-    metrics: every stage's, by the stage's name; figures: PNG bytes by name; parameters: the settings that ran, as YAML.
+    metrics: every stage's, by the stage's name; figures: PNG bytes by name; parameters: the settings
+    that ran, as YAML; studies: one for each recipe that the grid was run with.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -56,5 +68,6 @@ def render(title: str, metrics: Metrics, figures: dict[str, bytes], parameters: 
         stages={name: content["run"][0] for name, content in metrics.items()},
         figures={name: embedded(png) for name, png in figures.items()},
         parameters=parameters,
+        studies=[replace(study, figures={name: embedded(png) for name, png in study.figures.items()}) for study in studies],
         published=published().astype(object).where(lambda frame: frame.notna(), None).to_dict("records"),
     )

@@ -18,27 +18,34 @@ Stage = Callable[..., Metrics | None]  # takes the params and the repository's r
 
 
 def main(stage: Stage, *, resumes: bool = False, joins: bool = False) -> None:
-    """Run a stage in the current folder. A UserError ends it in one line on stderr and a non-zero exit status.
+    """Run a stage for the folder `--root`, with the params.yaml of the current folder and what is changed of it.
+
+    A UserError ends it in one line on stderr and a non-zero exit status.
 
     resumes: the stage goes on from checkpoints, and takes `fresh` to forget them. joins: `torchrun` may start several of it.
     """
     name = stage.__name__
     parser = ArgumentParser(prog=f"python -m stages.{name}", description=stage.__doc__, formatter_class=RawTextHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path(), help="folder to read from and write to (default: this one)")
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="instead of what params.yaml says: latent_dim=32")
     if resumes:
         parser.add_argument(
             "--fresh", action="store_true", help="train anew, forgetting the checkpoints of this very training"
         )
     options = vars(parser.parse_args())
+    root, changes = options.pop("root"), options.pop("changes")
+    os.environ.setdefault("DVC_ROOT", str(Path.cwd()))  # every root of this repository shares its checkpoints
     try:
         if not joins and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError(f"{name} is for one process: run it without torchrun")
-        params = load(Path("params.yaml"))
+        params = load(Path("params.yaml"), changes)
+        share_data(root)
         started = time.monotonic()
-        metrics = stage(params, Path(), **options)
+        metrics = stage(params, root, **options)
         if metrics is not None:
             # DVC's tables show numbers and texts but no lists: so the record of the run is a list of one.
             metrics["run"] = [{"seconds": round(time.monotonic() - started, 1)} | machine()]
-            write_json(Path(f"reports/metrics/{name}.json"), {name: metrics})
+            write_json(root / f"reports/metrics/{name}.json", {name: metrics})
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 1))
@@ -48,3 +55,12 @@ def main(stage: Stage, *, resumes: bool = False, joins: bool = False) -> None:
     except KeyboardInterrupt:
         print(f"{name}: stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def share_data(root: Path) -> None:
+    """Link another root's data/cifar10.npz to the one of the current folder, unless it has its own."""
+    link, target = root / "data/cifar10.npz", Path("data/cifar10.npz").absolute()
+    if link.absolute() != target and not link.exists():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(target, link.parent.resolve()))

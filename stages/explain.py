@@ -4,14 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from simsiam.checkpoint import load_weights
 from simsiam.data import load, split, to_tensor
 from simsiam.errors import UserError
 from simsiam.explain import explain as shap_values
 from simsiam.files import write_npz
-from simsiam.models import Classifier, encoder_from, load_encoder
+from simsiam.models import load_classifier, load_encoder, with_head
 from simsiam.parallel import local_device
 from simsiam.params import Params
 from simsiam.plots import save, shap_figure
@@ -33,7 +32,10 @@ def explain(params: Params, root: Path) -> Metrics:
     pixels = to_tensor(data.x_test[chosen.images], device).float() / 255
     reference = to_tensor(data.x_train[background], device).float() / 255
 
-    networks = {"frozen": frozen(root), "finetuned": finetuned(root)}
+    networks = {
+        "frozen": with_head(load_encoder(root / "models/encoder.pt"), load_weights(root / "models/linear.pt")["latent"]),
+        "finetuned": load_classifier(root / "models/finetuned.pt"),
+    }
     found = {name: shap_values(network.to(device), pixels, reference, name=name) for name, network in networks.items()}
     labels = data.y_test[chosen.images]
     shown = classes_to_show(labels, found["finetuned"].logits, chosen.outputs)
@@ -59,26 +61,6 @@ def explain(params: Params, root: Path) -> Metrics:
         "images": len(labels),
         "background": len(background),
     }
-
-
-def frozen(root: Path) -> Classifier:
-    """The pretrained encoder with the linear head that linear_eval put on its latent."""
-    encoder = load_encoder(root / "models/encoder.pt")
-    return Classifier(encoder, head_from(load_weights(root / "models/linear.pt")["latent"]))
-
-
-def finetuned(root: Path) -> Classifier:
-    """The network that finetune wrote."""
-    path = root / "models/finetuned.pt"
-    content = load_weights(path)
-    return Classifier(encoder_from(content, path), head_from(content["head"]))
-
-
-def head_from(weights: dict[str, Tensor]) -> nn.Linear:
-    """A linear layer with these weights."""
-    head = nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0])
-    head.load_state_dict(weights)
-    return head
 
 
 def classes_to_show(labels: np.ndarray, logits: np.ndarray, outputs: int) -> np.ndarray:

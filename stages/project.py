@@ -10,7 +10,7 @@ from simsiam.data import CLASSES, Floats, split
 from simsiam.files import read_npz, write_text
 from simsiam.params import Params
 from simsiam.plots import maps_figure, plane_figure, save, variance_figure
-from simsiam.projection import knn_in_plane, map_trustworthiness, pca, silhouette, tsne
+from simsiam.projection import centroid_distances, knn_in_plane, map_trustworthiness, pca, silhouette, tsne
 from stages.common import Metrics, main
 
 
@@ -46,6 +46,9 @@ def project(params: Params, root: Path) -> Metrics:
     for name in ("latent", "finetuned"):  # with latent_dim 2 there is a map that needs no projection
         if spaces[name].shape[1] == 2:
             table[f"{name}_1"], table[f"{name}_2"] = spaces[name][chosen].T.astype(np.float64).round(4)
+    metrics["centroid_distances"] = {
+        name: centroid_distances(values, features["y_test"]).round(4).tolist() for name, values in spaces.items()
+    }
     metrics["explained_variance"] = {name: shares.round(6).tolist() for name, shares in variances.items()}
 
     frame = pd.DataFrame(table)

@@ -9,14 +9,18 @@ from ruamel.yaml import YAML
 from simsiam.files import read_json, write_text
 from simsiam.params import Params
 from simsiam.plots import accuracies_figure, curves_figure, save
-from simsiam.report import accuracy_rows, render
+from simsiam.report import Study, accuracy_rows, render
 from stages.common import Metrics, main
 
 STAGES = ("download", "pretrain", "embed", "linear_eval", "finetune", "project", "explain")
 
 
 def report(params: Params, root: Path) -> None:
-    """Write reports/index.html with all that the other stages found, and the last two figures."""
+    """Write reports/index.html with all that the other stages found, and the last two figures.
+
+    The study is on it where there is one in reports/study/. That is no dependency in dvc.yaml, because then every
+    `dvc repro` would run the whole grid; `dvc repro ablation/dvc.yaml` makes the page anew itself.
+    """
     metrics: Metrics = {}
     for stage in STAGES:
         metrics |= read_json(root / f"reports/metrics/{stage}.json")
@@ -30,8 +34,19 @@ def report(params: Params, root: Path) -> None:
         metrics,
         {name: (figures / f"{name}.png").read_bytes() for name in names},
         settings_that_ran(params),
+        [read_study(path.parent) for path in sorted((root / "reports/study").glob("*/claims.json"))],
     )
     write_text(root / "reports/index.html", page)
+
+
+def read_study(folder: Path) -> Study:
+    """What ablation/study.py wrote about one recipe."""
+    return Study(
+        recipe=folder.name,
+        claims=read_json(folder / "claims.json"),
+        tables={path.stem: path.read_text() for path in sorted(folder.glob("*.html"))},
+        figures={path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))},
+    )
 
 
 def settings_that_ran(params: Params) -> str:

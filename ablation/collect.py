@@ -1,0 +1,41 @@
+"""What the stages found at one point of the grid, in two small files for git: python -m ablation.collect"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from simsiam.files import read_json, read_npz, write_json, write_npz
+from simsiam.params import Params
+from stages.common import main
+
+STAGES = ("pretrain", "embed", "linear_eval", "finetune", "project", "explain", "few_labels", "shap_mass")
+
+
+def collect(params: Params, root: Path) -> None:
+    """Write <point>.json with every metric and the pretraining's curve, and <point>.npz with the maps and SHAP values, to
+    ablation/results/<recipe>/.
+
+    The SHAP values are summed over the channels, in half precision.
+    """
+    point = {name: getattr(params, name) for name in ("recipe", "latent_dim", "stop_gradient", "seed")}
+    result = {"point": point}
+    for stage in STAGES:
+        result |= read_json(root / f"reports/metrics/{stage}.json")
+    result["curve"] = pd.read_csv(root / "reports/curves/pretrain.csv").to_dict("list")
+
+    maps = pd.read_csv(root / "reports/projection.csv").drop(columns="class")
+    shap = read_npz(root / "data/shap.npz")
+    arrays = {f"maps_{name}": maps[name].to_numpy(np.float32) for name in maps}
+    arrays |= {f"shap_{name}": shap[name] for name in ("images", "labels", "shown", "frozen_logits", "finetuned_logits")}
+    arrays |= {f"shap_{name}": shap[f"{name}_values"].sum(1).astype(np.float16) for name in ("frozen", "finetuned")}
+
+    place = (
+        Path("ablation/results") / params.recipe / f"{params.latent_dim}-{str(params.stop_gradient).lower()}-{params.seed}"
+    )
+    write_json(place.with_suffix(".json"), result)
+    write_npz(place.with_suffix(".npz"), **arrays)
+
+
+if __name__ == "__main__":
+    main(collect)

@@ -1,0 +1,145 @@
+"""The study's tables: results of the grid's points in, data frames out; every number is a fraction of 1 or as measured."""
+
+from typing import Any
+
+import pandas as pd
+
+SPACES = {"latent": "latent", "backbone": "backbone", "random_backbone": "random", "random_latent": "random_latent"}
+Result = dict[str, Any]  # one of ablation/results/<recipe>/*.json
+
+
+def points_table(results: list[Result]) -> pd.DataFrame:
+    """One row a training: what it is, and all that was measured of its encoder."""
+    rows = []
+    for result in results:
+        trained, machine = result["pretrain"], result["pretrain"]["trained"][0]
+        row: dict[str, Any] = dict(result["point"])
+        for space, name in SPACES.items():
+            row |= {f"{space}_{score}": result["linear_eval"][name][score] for score in ("top1", "top5")}
+        row |= {f"finetuned_{score}": result["finetune"][score] for score in ("top1", "top5")}
+        row |= {f"{space}_knn": value for space, value in result["embed"]["knn"].items()}
+        row |= {"z_std": result["embed"]["collapse"]["z_std"], "loss": trained["loss"]}
+        row |= {f"{space}_rankme": value for space, value in result["embed"]["rankme"].items()}
+        for space in ("latent", "backbone", "random", "finetuned"):
+            row |= {f"{space}_{name}": result["project"][space][name] for name in ("silhouette", "pca_variance_2")}
+        for share, scores in result["linear_eval"]["few_labels"].items():
+            row |= {f"{space}_top1_{share}": value for space, value in scores.items()}
+        row |= {"epochs": trained["epochs"], "pretrain_seconds": trained["seconds"]}
+        row |= {name: machine[name] for name in ("precision", "device")}
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    return frame.sort_values(["stop_gradient", "latent_dim", "seed"], ascending=[False, True, True], ignore_index=True)
+
+
+def table_1(points: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """The report's Table 1: latent dimension x frozen or fine-tuned, with stop-gradient."""
+    return _beside_published(points[points["stop_gradient"]], published[published["table"] == "1"])
+
+
+def table_2(points: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """The report's Table 2: stop-gradient x frozen or fine-tuned, at the dimensions that were trained both ways."""
+    both = set(points.loc[~points["stop_gradient"], "latent_dim"]) & set(points.loc[points["stop_gradient"], "latent_dim"])
+    return _beside_published(points[points["latent_dim"].isin(both)], published[published["table"] == "2"])
+
+
+def _beside_published(points: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """Mean and deviation over seeds of the top-1 and top-5 read from the latent; controls; what the report has.
+
+    backbone_top1 is the linear evaluation of the backbone, random_top1 that of a random encoder's latent: both belong to
+    a frozen encoder.
+    """
+    rows = []
+    for (stop_gradient, latent_dim), group in points.groupby(["stop_gradient", "latent_dim"]):
+        for encoder, space in (("frozen", "latent"), ("fine-tuned", "finetuned")):
+            row: dict[str, Any] = {"latent_dim": latent_dim, "encoder": encoder, "stop_gradient": stop_gradient}
+            for score in ("top1", "top5"):
+                row |= {score: group[f"{space}_{score}"].mean(), f"{score}_sd": group[f"{space}_{score}"].std()}
+            if encoder == "frozen":
+                row |= {"backbone_top1": group["backbone_top1"].mean(), "random_top1": group["random_latent_top1"].mean()}
+            row |= {"seeds": len(group), "epochs": group["epochs"].iloc[0], "seconds": group["pretrain_seconds"].mean()}
+            row["device"] = ", ".join(sorted(set(group["device"])))
+            rows.append(row)
+    ours = pd.DataFrame(rows)
+    theirs = published.assign(encoder=published["frozen"].map({True: "frozen", False: "fine-tuned"}))
+    theirs = theirs.rename(columns={name: f"published_{name}" for name in ("top1", "top5", "epochs")})
+    keys = ["latent_dim", "encoder", "stop_gradient"]
+    table = ours.merge(theirs[[*keys, "published_top1", "published_top5", "published_epochs"]], "left", keys)
+    return table.sort_values(["latent_dim", "stop_gradient", "encoder"], ascending=False, ignore_index=True)
+
+
+def few_labels_table(results: list[Result]) -> pd.DataFrame:
+    """Top-1 by the share of the labels: linear on the backbone and latent, and fine-tuned, each beside a random encoder.
+
+    Means over seeds, of the points with stop-gradient that were fine-tuned on few labels.
+    """
+    rows = []
+    for result in results:
+        if not result["point"]["stop_gradient"]:
+            continue
+        for share, tuned in result["few_labels"].items():
+            if share == "run":
+                continue
+            linear = result["linear_eval"]
+            probes = linear["few_labels"].get(share) or {
+                space: linear[space]["top1"] for space in ("backbone", "latent", "random") if share == "100%"
+            }
+            row = {"latent_dim": result["point"]["latent_dim"], "labels": tuned["images"]}
+            row |= {f"linear_{space}": value for space, value in probes.items()}
+            rows.append(row | {"finetuned": tuned["pretrained"], "finetuned_random": tuned["random"]})
+    frame = pd.DataFrame(rows)
+    return frame if frame.empty else frame.groupby(["latent_dim", "labels"], as_index=False).mean()
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown; accuracies in per cent."""
+    cells = shown(table)
+    lines = [list(cells.columns), ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def html(table: pd.DataFrame) -> str:
+    """A table in HTML; accuracies in per cent."""
+    return shown(table).to_html(index=False, border=0, classes="study")
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as people read it: texts, accuracies as "34.1 ± 0.3" per cent, and columns with words for names."""
+    texts = pd.DataFrame(index=table.index)
+    for name in table:
+        column = table[name]
+        if name.endswith("_sd"):
+            continue
+        if f"{name}_sd" in table and table[f"{name}_sd"].notna().any():
+            texts[NAMES.get(name, name)] = [
+                f"{100 * mean:.1f} ± {100 * sd:.1f}" for mean, sd in zip(column, table[f"{name}_sd"], strict=True)
+            ]
+        elif pd.api.types.is_bool_dtype(column):
+            texts[NAMES.get(name, name)] = column.map({True: "yes", False: "no"})
+        elif name == "seconds":
+            texts[NAMES.get(name, name)] = column.map("{:.0f}".format)
+        elif pd.api.types.is_float_dtype(column) and "epochs" not in name:
+            texts[NAMES.get(name, name)] = column.map(lambda value: "–" if pd.isna(value) else f"{100 * value:.1f}")
+        else:
+            texts[NAMES.get(name, name)] = column.map(
+                lambda value: "–" if pd.isna(value) else f"{value:.0f}" if isinstance(value, float) else str(value)
+            )
+    return texts
+
+
+NAMES = {
+    "latent_dim": "d",
+    "stop_gradient": "stop-gradient",
+    "top1": "top-1 (%)",
+    "top5": "top-5 (%)",
+    "backbone_top1": "on the backbone",
+    "random_top1": "random encoder",
+    "seconds": "pretraining (s)",
+    "published_top1": "report's top-1",
+    "published_top5": "report's top-5",
+    "published_epochs": "report's epochs",
+    "linear_backbone": "linear, backbone",
+    "linear_latent": "linear, latent",
+    "linear_random": "linear, random encoder",
+    "finetuned": "fine-tuned",
+    "finetuned_random": "fine-tuned from random",
+}

@@ -1,0 +1,205 @@
+"""The study's tables and claims on results made by hand, and its dvc.yaml beside the pipeline's."""
+
+import copy
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from ruamel.yaml import YAML
+
+from ablation.claims import CLAIMS, all_claims
+from ablation.tables import few_labels_table, markdown, points_table, table_1, table_2
+from simsiam.params import load
+from simsiam.report import published
+from tests.clones import ROOT
+from tests.test_pipeline import STAGES, closure, written
+
+GRID: dict[str, Any] = YAML(typ="safe").load(ROOT / "ablation/dvc.yaml")["stages"]
+POINT = "ablation/points/${item.recipe}/${item.latent_dim}-${item.stop_gradient}-${item.seed}/"
+SHARES = {"frozen": 0.28, "finetuned": 0.25, "random": 0.36, "stock": 0.4}  # of the top left quadrant
+
+
+def result(latent_dim: int, latent: float, finetuned: float, *, stop_gradient: bool = True, seed: int = 0) -> dict[str, Any]:
+    """What a point of the grid leaves, as far as the study reads it."""
+    confusion = np.zeros((10, 10), int)
+    confusion[3, 5] = confusion[5, 3] = 200
+    distances = np.ones((10, 10))
+    distances[3, 5] = distances[5, 3] = 0.4
+    linear = {"top1": latent, "top5": latent + 0.4, "confusion": confusion.tolist()}
+    space = {"silhouette": latent - 0.5, "pca_variance_2": 0.8}
+    shap = {
+        name: {"quadrants": [{"mean": share, "half_width": 0.01}] * 4, "radius": {"mean": 11.0, "half_width": 0.1}}
+        for name, share in SHARES.items()
+    }
+    return {
+        "point": {"recipe": "laptop", "latent_dim": latent_dim, "stop_gradient": stop_gradient, "seed": seed},
+        "pretrain": {
+            "loss": -0.8,
+            "epochs": 10,
+            "seconds": 100.0,
+            "trained": [{"precision": "fp32", "device": "abacus"}],
+        },
+        "embed": {
+            "knn": {"backbone": 0.4, "latent": 0.3, "random": 0.2},
+            "collapse": {"z_std": 0.9 if stop_gradient else 0.01},
+            "rankme": {"backbone": 50.0, "latent": 10.0, "random": 30.0},
+        },
+        "linear_eval": {"backbone": linear, "latent": linear, "random": linear, "random_latent": linear}
+        | {"few_labels": {"1%": {"backbone": 0.3, "latent": 0.2, "random": 0.1}}},
+        "finetune": {"top1": finetuned, "top5": finetuned + 0.3},
+        "project": {name: space for name in ("latent", "backbone", "random")}
+        | {"finetuned": {"silhouette": finetuned - 0.5, "pca_variance_2": 0.3}}
+        | {"centroid_distances": {"latent": distances.tolist()}},
+        "few_labels": {"1%": {"images": 500, "pretrained": 0.35, "random": 0.25}, "run": []},
+        "shap_mass": shap | {"images": 100},
+    }
+
+
+def grid() -> list[dict[str, Any]]:
+    """One in which every claim of the report holds, but the last."""
+    trained = [result(2, 0.2, 0.50), result(32, 0.3, 0.51), result(512, 0.35, 0.52)]
+    return [*trained, result(512, 0.11, 0.515, stop_gradient=False)]
+
+
+def verdicts(results: list[dict[str, Any]]) -> dict[str, str]:
+    return {claim["name"]: claim["verdict"] for claim in all_claims(points_table(results), results)}
+
+
+def test_where_all_is_as_the_report_says() -> None:
+    assert verdicts(grid()) == dict.fromkeys(CLAIMS, "holds") | {"top_left_corner": "does not hold"}
+
+
+def test_where_nothing_is_as_the_report_says() -> None:
+    results = [result(2, 0.35, 0.2), result(32, 0.30, 0.4), result(512, 0.35, 0.5)]
+    results.append(result(512, 0.2, 0.4, stop_gradient=False))
+    for number, each in enumerate(results):
+        each["embed"]["collapse"]["z_std"] = 0.9
+        each["project"]["latent"] = {"silhouette": -each["linear_eval"]["latent"]["top1"], "pca_variance_2": 0.3}
+        each["project"]["finetuned"] = {"silhouette": -each["finetune"]["top1"], "pca_variance_2": 0.4}
+        each["project"]["centroid_distances"]["latent"][3][5] = 1.5 + number
+        each["linear_eval"]["latent"]["confusion"][3][9] = 500
+    assert verdicts(results) == dict.fromkeys(CLAIMS, "does not hold")
+
+
+def test_too_small_a_grid_tells_nothing() -> None:
+    alone = result(8, 0.3, 0.5)
+    alone["shap_mass"] = {}
+    told = verdicts([alone])
+    assert {name for name, verdict in told.items() if verdict != "cannot be told"} == {
+        "cat_is_nearer_to_dog",
+        "two_components",
+    }
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.32, "holds"), (0.305, "cannot be told"), (0.28, "does not hold")])
+def test_the_corner_is_judged_by_the_interval(share: float, verdict: str) -> None:
+    results = grid()
+    for each in results:
+        each["shap_mass"]["frozen"]["quadrants"] = [{"mean": share, "half_width": 0.01}] * 4
+    assert verdicts(results)["top_left_corner"] == verdict
+
+
+def test_a_difference_within_chance_is_none() -> None:
+    results = [result(2, 0.340, 0.50), result(32, 0.345, 0.51), result(512, 0.350, 0.52)]
+    assert verdicts(results)["falls_with_dimension"] == "does not hold"  # 1.0 point, where chance is 1.3
+
+
+def test_claims_are_plain_json_with_their_numbers() -> None:
+    results = grid()
+    points = points_table(results)
+    claims = {claim["name"]: claim for claim in json.loads(json.dumps(all_claims(points, results), allow_nan=False))}
+    assert claims["falls_with_dimension"]["value"] == pytest.approx(0.15)
+    assert "20.0% at d = 2" in claims["falls_with_dimension"]["finding"]
+    accuracy = [*points["latent_top1"], *points["finetuned_top1"]]
+    silhouette = [*points["latent_silhouette"], *points["finetuned_silhouette"]]
+    assert claims["accuracy_goes_with_clusters"]["value"] == pytest.approx(scipy.stats.spearmanr(silhouette, accuracy)[0])
+    assert "latent_dim=512 -S stop_gradient=false" in claims["collapse"]["command"]
+
+
+def test_tables_have_the_published_number_beside_ours() -> None:
+    points = points_table(grid())
+    first = table_1(points, published()).set_index(["latent_dim", "encoder"])
+    assert list(first.index) == [(d, encoder) for d in (512, 32, 2) for encoder in ("frozen", "fine-tuned")]
+    assert first.loc[(512, "frozen"), ["top1", "published_top1", "published_top5"]].tolist() == [0.35, 0.341, 0.851]
+    assert first.loc[(2, "fine-tuned"), ["top1", "published_top1"]].tolist() == [0.50, 0.627]
+    second = table_2(points, published())
+    assert second[["encoder", "stop_gradient", "top1", "published_top1"]].to_numpy().tolist() == [
+        ["frozen", True, 0.35, 0.341],
+        ["fine-tuned", True, 0.52, 0.693],
+        ["frozen", False, 0.11, 0.104],
+        ["fine-tuned", False, 0.515, 0.692],
+    ]
+    lines = markdown(second).splitlines()
+    assert lines[2].startswith("| 512 | frozen | yes | 35.0 |") and len(lines) == 6
+
+
+def test_seeds_become_means_and_deviations() -> None:
+    results = [result(8, top1, 0.5, seed=seed) for seed, top1 in enumerate((0.30, 0.34, 0.32))]
+    row = table_1(points_table(results), published()).iloc[0]
+    assert row["top1"] == pytest.approx(0.32) and row["top1_sd"] == pytest.approx(0.02) and row["seeds"] == 3
+    assert "32.0 ± 2.0" in markdown(table_1(points_table(results), published()))
+
+
+def test_few_labels() -> None:
+    results = [result(512, 0.3, 0.5), result(512, 0.3, 0.5, seed=1), result(8, 0.3, 0.5)]
+    results[1]["few_labels"]["1%"]["pretrained"] = 0.45
+    results[2]["few_labels"] = {"run": []}
+    table = few_labels_table(results)
+    assert len(table) == 1
+    assert table.iloc[0][["labels", "finetuned", "finetuned_random", "linear_latent"]].tolist() == pytest.approx(
+        [500, 0.4, 0.25, 0.2]
+    )
+
+
+def entries(stage: dict[str, Any], kind: str) -> set[str]:
+    return {entry if isinstance(entry, str) else next(iter(entry)) for entry in stage.get(kind, [])}
+
+
+@pytest.mark.parametrize("name", [name for name in GRID if not name.endswith("_without")])
+def test_a_stage_of_the_grid_depends_on_what_it_imports(name: str) -> None:
+    stage = GRID[name]
+    folder = "ablation" if (ROOT / f"ablation/{name}.py").exists() else "stages"
+    code = {str(path.relative_to(ROOT)) for path in closure(ROOT / folder / f"{name}.py")}
+    assert {dep for dep in stage["deps"] if dep.endswith(".py")} == code
+    assert stage["cmd"].startswith(f"python -m {folder}.{name}")
+
+
+@pytest.mark.parametrize("name", ["pretrain", "embed", "linear_eval", "finetune", "project", "explain"])
+def test_a_stage_of_the_grid_is_the_pipelines_at_another_point(name: str) -> None:
+    ours, root = GRID[name], STAGES[name]
+    assert entries(ours, "outs") == {POINT + path for path in written(name)}
+    shared = {"data/cifar10.npz"}
+    deps = {dep if dep in shared or dep.endswith(".py") else POINT + dep for dep in root["deps"] if dep != "data/recipe"}
+    assert set(ours["deps"]) == deps
+    told = {"recipe", "latent_dim", "stop_gradient", "seed"}  # on the command line
+    assert set(ours["params"]) == {param.replace("${recipe}", "${item.recipe}") for param in root["params"]} - told
+    assert {(key, item) for key, item in re.findall(r"(\w+)=\$\{item\.(\w+)\}", ours["cmd"])} == {(key, key) for key in told}
+    assert f"--root {POINT[:-1]} " in ours["cmd"]
+
+
+def test_the_grid_runs_with_and_without_stop_gradient_alike() -> None:
+    for name in [name for name in GRID if not name.endswith("_without") and name not in ("study", "page")]:
+        other = copy.deepcopy(GRID[f"{name}_without"])
+        assert other["matrix"]["stop_gradient"] == [False] and GRID[name]["matrix"]["stop_gradient"] == [True]
+        assert other | {"matrix": GRID[name]["matrix"]} == GRID[name]
+
+
+def test_the_committed_study_is_of_the_committed_results() -> None:
+    """Tables and claims come from the committed points, by this code."""
+    params = load(ROOT / "params.yaml")
+    folder = ROOT / "ablation/results" / params.recipe
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    points = points_table(results)
+    study = ROOT / "reports/study" / params.recipe
+    pd.testing.assert_frame_equal(pd.read_csv(study / "points.csv"), points.round(6), check_dtype=False)
+    claims = json.loads((study / "claims.json").read_text())
+    assert [(claim["name"], claim["verdict"], claim["finding"]) for claim in claims] == [
+        (claim["name"], claim["verdict"], claim["finding"]) for claim in all_claims(points, results)
+    ]
+    asked = {(dim, True) for dim in params.ablation.latent_dim}
+    asked |= {(dim, False) for dim in params.ablation.without_stop_gradient}
+    assert asked <= {(row.latent_dim, row.stop_gradient) for row in points.itertuples()}
