@@ -1,6 +1,6 @@
 # make repro              set up and run the pipeline
 # make test               set up and pass the tests
-# make bench              throughput beside other libraries and in other arithmetic (about 20 minutes)
+# make bench              throughput beside other libraries and in other arithmetic (about half an hour)
 # make soak               kill trainings at random moments and see that nothing is lost (about 10 minutes)
 # make clean-checkpoints  show what the checkpoint store holds, and free it
 PYTHON ?= python3
@@ -24,7 +24,7 @@ bench: .git .venv/installed
 		python -m pip install --constraint requirements.txt --editable '.[bench]'
 	dvc repro download
 	python -m benchmarks.throughput
-	python -m benchmarks.arithmetic --epochs 2
+	python -m benchmarks.arithmetic
 
 soak: .git .venv/installed
 	python -m tests.soak

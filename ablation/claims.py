@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
+from scipy.stats import permutation_test, spearmanr
 
 from ablation.tables import Result
 from simsiam.data import CLASSES
@@ -27,31 +27,33 @@ CLAIMS = {  # name -> what is claimed, where in the report, and the rule
         "The frozen encoder's accuracy falls slightly as the latent dimension is reduced.",
         "section 5.1, Table 1",
         "holds if top-1 is lower at the smallest than at the largest dimension by more than chance among the test images, "
-        "and Spearman's correlation with the dimension is at least .8; does not if it is not lower by more than chance",
+        "and Spearman's correlation with the dimension is at least .8; does not if it is not lower; it takes three "
+        "dimensions",
     ),
     "finetuning_hides_dimension": (
         "Fine-tuning hides the latent dimension.",
         "Table 1",
         "holds if the spread of top-1 over the dimensions is at most half as wide fine-tuned as frozen; does not if it is "
-        "at least as wide",
+        "at least as wide; cannot be told where the frozen spread is within chance or there are fewer than three dimensions",
     ),
     "finetuning_hides_stop_gradient": (
         "Fine-tuning hides a missing stop-gradient.",
         "section 5.3, Table 2",
         "holds if what is lost without stop-gradient is, fine-tuned, at most a quarter of what it is frozen, or within "
-        "chance; does not if it is more than half",
+        "chance; does not if it is more than half and more than chance; cannot be told where nothing is lost frozen",
     ),
     "collapse": (
         "Without stop-gradient the encoder collapses; stop-gradient prevents it.",
         "section 5.3, Table 2",
         f"holds if z_std of the test images is below {COLLAPSED} without and above {HEALTHY} with stop-gradient; does not "
-        f"if it is above {HEALTHY} without",
+        f"if it is above {HEALTHY} without; with BatchNorm on the latent, which keeps z_std of a collapsed batch at "
+        "2 / sqrt(batch size), the bounds are these shares of the way from there to 1",
     ),
     "accuracy_goes_with_clusters": (
         "Accuracy goes with the quality of the classes' clusters.",
         "section 7",
-        "holds if Spearman's correlation of top-1 and silhouette over all latents, frozen and fine-tuned, is positive with "
-        "p < .05; does not if it is negative with p < .05",
+        "holds if Spearman's correlation of top-1 and silhouette over the frozen latents is positive with p < .05 (all "
+        "permutations of the points); does not if it is negative with p < .05",
     ),
     "cat_is_nearer_to_dog": (
         "Cats overlap more with dogs than with trucks.",
@@ -90,14 +92,17 @@ class Finding:
         return "holds" if self.holds else "does not hold" if self.fails else "cannot be told"
 
 
-def all_claims(points: pd.DataFrame, results: list[Result]) -> list[dict[str, Any]]:
-    """Every claim with its finding, for the page; `points` is `tables.points_table(results)`."""
+def all_claims(points: pd.DataFrame, results: list[Result], floor: float = 0.0) -> list[dict[str, Any]]:
+    """Every claim with its finding, for the page; `points` is `tables.points_table(results)`.
+
+    floor: what BatchNorm on the latent leaves of z_std when all latents have collapsed.
+    """
     trained = points[points["stop_gradient"]]
     findings: dict[str, Callable[[], Finding]] = {
         "falls_with_dimension": lambda: falls_with_dimension(trained),
         "finetuning_hides_dimension": lambda: finetuning_hides_dimension(trained),
         "finetuning_hides_stop_gradient": lambda: finetuning_hides_stop_gradient(*pair(points)),
-        "collapse": lambda: collapse(*pair(points)),
+        "collapse": lambda: collapse(*pair(points), floor),
         "accuracy_goes_with_clusters": lambda: accuracy_goes_with_clusters(points),
         "cat_is_nearer_to_dog": lambda: cat_is_nearer_to_dog(results),
         "two_components": lambda: two_components(trained),
@@ -119,25 +124,29 @@ def falls_with_dimension(trained: pd.DataFrame) -> Finding:
     """Over the points with stop-gradient."""
     by_dim = trained.groupby("latent_dim")[["latent_top1", "random_latent_top1"]].mean()
     if len(by_dim) < 3:
-        return Finding(None, "it takes three latent dimensions", False, False)
+        return Finding(None, "it takes three latent dimensions.", False, False)
     small, large = by_dim.iloc[0], by_dim.iloc[-1]
     loss = float(large["latent_top1"] - small["latent_top1"])
-    chance = noise(large["latent_top1"], small["latent_top1"])
+    chance = noise(*(trained.loc[trained["latent_dim"] == end.name, "latent_top1"] for end in (small, large)))
     rho = correlation(by_dim.index.to_numpy(), by_dim["latent_top1"].to_numpy())
     words = (
         f"top-1 on the latent is {small['latent_top1']:.1%} at d = {small.name} and {large['latent_top1']:.1%} at "
         f"d = {large.name} (chance: {chance:.1%}); Spearman {rho:.2f} over {len(by_dim)} dimensions. On a random encoder's "
         f"latent it is {small['random_latent_top1']:.1%} and {large['random_latent_top1']:.1%}."
     )
-    return Finding(loss, words, loss > chance and rho >= 0.8, loss <= chance)
+    return Finding(loss, words, loss > chance and rho >= 0.8, loss <= 0)
 
 
 def finetuning_hides_dimension(trained: pd.DataFrame) -> Finding:
     """Over the points with stop-gradient."""
     by_dim = trained.groupby("latent_dim")[["latent_top1", "finetuned_top1"]].mean()
+    if by_dim.empty:
+        return Finding(None, "nothing was trained with stop-gradient.", False, False)
     spread = by_dim.max() - by_dim.min()
     ratio = float(spread["finetuned_top1"] / max(spread["latent_top1"], 1e-9))
-    told = len(by_dim) > 2 and spread["latent_top1"] > noise(by_dim["latent_top1"].max(), by_dim["latent_top1"].min())
+    ends = by_dim["latent_top1"].idxmin(), by_dim["latent_top1"].idxmax()
+    chance = noise(*(trained.loc[trained["latent_dim"] == dim, "latent_top1"] for dim in ends))
+    told = len(by_dim) > 2 and spread["latent_top1"] > chance
     words = (
         f"over {len(by_dim)} dimensions top-1 spreads by {spread['latent_top1']:.1%} frozen and by "
         f"{spread['finetuned_top1']:.1%} fine-tuned."
@@ -148,43 +157,49 @@ def finetuning_hides_dimension(trained: pd.DataFrame) -> Finding:
 def finetuning_hides_stop_gradient(with_: pd.DataFrame, without: pd.DataFrame) -> Finding:
     """At the dimensions that were trained with and without stop-gradient."""
     if with_.empty:
-        return Finding(None, "no dimension was trained both ways", False, False)
-    frozen = with_["latent_top1"].mean(), without["latent_top1"].mean()
-    tuned = with_["finetuned_top1"].mean(), without["finetuned_top1"].mean()
-    lost_frozen, lost = float(frozen[0] - frozen[1]), float(tuned[0] - tuned[1])
+        return Finding(None, "no dimension was trained both ways.", False, False)
+    frozen = with_["latent_top1"], without["latent_top1"]
+    tuned = with_["finetuned_top1"], without["finetuned_top1"]
+    lost_frozen, lost = float(frozen[0].mean() - frozen[1].mean()), float(tuned[0].mean() - tuned[1].mean())
     words = (
-        f"without stop-gradient top-1 on the latent falls from {frozen[0]:.1%} to {frozen[1]:.1%} frozen, and from "
-        f"{tuned[0]:.1%} to {tuned[1]:.1%} fine-tuned (chance: {noise(*tuned):.1%})."
+        f"without stop-gradient top-1 on the latent falls from {frozen[0].mean():.1%} to {frozen[1].mean():.1%} frozen, and "
+        f"from {tuned[0].mean():.1%} to {tuned[1].mean():.1%} fine-tuned (chance: {noise(*tuned):.1%})."
     )
     told = lost_frozen > noise(*frozen)
-    hidden = lost <= max(noise(*tuned), lost_frozen / 4)
-    return Finding(lost, words, told and hidden, told and lost > lost_frozen / 2, without_points(without))
+    shows = lost > max(noise(*tuned), lost_frozen / 2)
+    return Finding(
+        lost, words, told and lost <= max(noise(*tuned), lost_frozen / 4), told and shows, without_points(without)
+    )
 
 
-def collapse(with_: pd.DataFrame, without: pd.DataFrame) -> Finding:
-    """At the dimensions that were trained with and without stop-gradient."""
+def collapse(with_: pd.DataFrame, without: pd.DataFrame, floor: float) -> Finding:
+    """At the dimensions that were trained with and without stop-gradient; floor as in `all_claims`."""
     if with_.empty:
-        return Finding(None, "no dimension was trained both ways", False, False)
+        return Finding(None, "no dimension was trained both ways.", False, False)
     low, high = float(without["z_std"].max()), float(with_["z_std"].min())
     words = (
         f"z_std is {low:.3f} without and {high:.3f} with stop-gradient; the loss ends at {without['loss'].mean():.3f} and "
         f"{with_['loss'].mean():.3f}; linear evaluation of the latent gives {without['latent_top1'].mean():.1%} and "
         f"{with_['latent_top1'].mean():.1%}, of a random encoder's {with_['random_latent_top1'].mean():.1%}."
     )
-    return Finding(low, words, low < COLLAPSED and high > HEALTHY, low > HEALTHY, without_points(without))
+    collapsed, healthy = (floor + (1 - floor) * bound for bound in (COLLAPSED, HEALTHY))
+    return Finding(low, words, low < collapsed and high > healthy, low > healthy, without_points(without))
 
 
 def accuracy_goes_with_clusters(points: pd.DataFrame) -> Finding:
-    """Over all points, frozen and fine-tuned."""
-    accuracy = np.concatenate([points["latent_top1"], points["finetuned_top1"]])
-    quality = np.concatenate([points["latent_silhouette"], points["finetuned_silhouette"]])
-    if len(points) < 3:
-        return Finding(None, "it takes three points", False, False)
-    rho, p = (float(value) for value in spearmanr(quality, accuracy))
-    alone = correlation(points["latent_silhouette"].to_numpy(), points["latent_top1"].to_numpy())
+    """Over the points, means over seeds.
+
+    Frozen and fine-tuned latents are not thrown together: two groups that differ in both would correlate by that alone.
+    """
+    columns = [f"{space}_{name}" for space in ("latent", "finetuned") for name in ("silhouette", "top1")]
+    means = points.groupby(["latent_dim", "stop_gradient"])[columns].mean()
+    if len(means) < 4:
+        return Finding(None, "it takes four points.", False, False)
+    found = {space: ranked(means[f"{space}_silhouette"], means[f"{space}_top1"]) for space in ("latent", "finetuned")}
+    rho, p = found["latent"]
     words = (
-        f"Spearman {rho:.2f} (p = {p:.2g}) over {len(accuracy)} latents, frozen and fine-tuned; {alone:.2f} over the "
-        f"{len(points)} frozen ones alone."
+        f"Spearman {rho:.2f} (p = {p:.2g}) over the {len(means)} frozen latents; {found['finetuned'][0]:.2f} "
+        f"(p = {found['finetuned'][1]:.2g}) over the fine-tuned ones."
     )
     return Finding(rho, words, rho > 0 and p < 0.05, rho < 0 and p < 0.05)
 
@@ -199,7 +214,7 @@ def cat_is_nearer_to_dog(results: list[Result]) -> Finding:
             ratios.append(float(distance[CAT, DOG] / max(distance[CAT, TRUCK], 1e-12)))
             confused.append([int(confusion[CAT, other] + confusion[other, CAT]) for other in (DOG, TRUCK)])
     if not ratios:
-        return Finding(None, "nothing was trained with stop-gradient", False, False)
+        return Finding(None, "nothing was trained with stop-gradient.", False, False)
     words = (
         f"distance from cat to dog over distance from cat to truck: {ratios[-1]:.2f} at the largest d, {min(ratios):.2f} to "
         f"{max(ratios):.2f} over the grid; at the largest d, {confused[-1][0]} cats and dogs are taken for each other, and "
@@ -212,14 +227,17 @@ def cat_is_nearer_to_dog(results: list[Result]) -> Finding:
 
 def two_components(trained: pd.DataFrame) -> Finding:
     """At the largest dimension."""
+    if trained.empty:
+        return Finding(None, "nothing was trained with stop-gradient.", False, False)
     largest = trained[trained["latent_dim"] == trained["latent_dim"].max()]
     share = {
-        space: float(largest[f"{space}_pca_variance_2"].mean()) for space in ("latent", "finetuned", "backbone", "random")
+        space: float(largest[f"{space}_pca_variance_2"].mean())
+        for space in ("latent", "finetuned", "backbone", "random_backbone")
     }
     frozen, tuned, dim = share["latent"], share["finetuned"], largest["latent_dim"].iloc[0]
     words = (
-        f"at d = {dim} they explain {frozen:.1%} of the frozen latent's variance and {tuned:.1%} of the fine-tuned one's "
-        f"(of the frozen backbone's {share['backbone']:.1%}, of a random encoder's backbone's {share['random']:.1%})."
+        f"at d = {dim} they explain {frozen:.1%} of the frozen latent's variance and {tuned:.1%} of the fine-tuned one's; "
+        f"of the frozen backbone's {share['backbone']:.1%}, and of a random one's {share['random_backbone']:.1%}."
     )
     told = dim > 2
     holds = told and frozen >= 0.5 and tuned <= frozen / 2
@@ -231,7 +249,7 @@ def top_left_corner(results: list[Result]) -> Finding:
     measured = [result for result in results if "frozen" in result["shap_mass"] and result["point"]["stop_gradient"]]
     measured.sort(key=lambda result: result["point"]["latent_dim"])
     if not measured:
-        return Finding(None, "the SHAP mass of no point was measured", False, False)
+        return Finding(None, "the SHAP mass of no point was measured.", False, False)
     networks = ("frozen", "finetuned", "random", "stock")
     shares = {name: [result["shap_mass"][name]["quadrants"][0] for result in measured] for name in networks}
     said = {
@@ -250,9 +268,22 @@ def top_left_corner(results: list[Result]) -> Finding:
     return Finding(shares["frozen"][-1]["mean"], words, low > CORNER, high < CORNER)
 
 
-def noise(*accuracies: float) -> float:
-    """Half the 95 % interval of the difference of two accuracies, each of all test images: what is called chance."""
-    return 1.96 * float(np.sqrt(sum(p * (1 - p) for p in accuracies) / TEST_IMAGES))
+def noise(*groups: pd.Series) -> float:
+    """Half the 95 % interval of the difference of two accuracies, each measured with some seeds: what is called chance.
+
+    From the number of test images, and where there are several seeds from how far they lie apart.
+    """
+    of_images = sum(group.mean() * (1 - group.mean()) / TEST_IMAGES for group in groups)
+    of_seeds = sum(group.var() / len(group) for group in groups if len(group) > 1)
+    return 1.96 * float(np.sqrt(of_images + of_seeds))
+
+
+def ranked(x: pd.Series, y: pd.Series) -> tuple[float, float]:
+    """Spearman's correlation and its p by permuting the points, two-sided: all of them where there are few."""
+    test = permutation_test(
+        (x.to_numpy(),), lambda x: correlation(x, y.to_numpy()), permutation_type="pairings", n_resamples=10_000, rng=0
+    )
+    return float(test.statistic), float(test.pvalue)
 
 
 def pair(points: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

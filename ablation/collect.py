@@ -13,28 +13,29 @@ STAGES = ("pretrain", "embed", "linear_eval", "finetune", "project", "explain", 
 
 
 def collect(params: Params, root: Path) -> None:
-    """Write <point>.json with every metric and the pretraining's curve, and <point>.npz with the maps and SHAP values, to
-    ablation/results/<recipe>/.
+    """Write <point>.json with every metric, and <point>.npz with curve, maps and SHAP values, to ablation/results/<recipe>/.
 
     The SHAP values are summed over the channels, in half precision.
     """
-    point = {name: getattr(params, name) for name in ("recipe", "latent_dim", "stop_gradient", "seed")}
-    result = {"point": point}
+    result = {"point": {name: getattr(params, name) for name in ("recipe", "latent_dim", "stop_gradient", "seed")}}
     for stage in STAGES:
         result |= read_json(root / f"reports/metrics/{stage}.json")
-    result["curve"] = pd.read_csv(root / "reports/curves/pretrain.csv").to_dict("list")
 
-    maps = pd.read_csv(root / "reports/projection.csv").drop(columns="class")
+    tables = {"curve": pd.read_csv(root / "reports/curves/pretrain.csv")}
+    tables["maps"] = pd.read_csv(root / "reports/projection.csv").drop(columns="class")
+    arrays = {f"{name}_{column}": table[column].to_numpy(np.float32) for name, table in tables.items() for column in table}
     shap = read_npz(root / "data/shap.npz")
-    arrays = {f"maps_{name}": maps[name].to_numpy(np.float32) for name in maps}
     arrays |= {f"shap_{name}": shap[name] for name in ("images", "labels", "shown", "frozen_logits", "finetuned_logits")}
     arrays |= {f"shap_{name}": shap[f"{name}_values"].sum(1).astype(np.float16) for name in ("frozen", "finetuned")}
 
-    place = (
-        Path("ablation/results") / params.recipe / f"{params.latent_dim}-{str(params.stop_gradient).lower()}-{params.seed}"
-    )
+    place = Path("ablation/results") / params.recipe / point_name(params.latent_dim, params.stop_gradient, params.seed)
     write_json(place.with_suffix(".json"), result)
     write_npz(place.with_suffix(".npz"), **arrays)
+
+
+def point_name(latent_dim: int, stop_gradient: bool, seed: int) -> str:
+    """As ablation/dvc.yaml names the points of a recipe."""
+    return f"{latent_dim}-{str(stop_gradient).lower()}-{seed}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from simsiam.augment import AugmentSettings
 from simsiam.checkpoint import Store, open_store
 from simsiam.data import SHA256, load, split, to_tensor
 from simsiam.engine import TrainSettings, pick_device
-from simsiam.files import sha256_file
+from simsiam.files import read_json, sha256_file
 from simsiam.finetune import finetune, predict
 from simsiam.metrics import top_k
 from simsiam.models import Encoder, load_encoder
@@ -22,10 +22,10 @@ def few_labels(params: Params, root: Path, *, fresh: bool = False) -> Metrics:
     """Write the test top-1 after fine-tuning on shares of the training images, as many of each class.
 
     Each training takes as many steps as on all images, so that only the labels differ. A learning rate is chosen, where
-    there are several, on the same part of the given images. Does nothing where the latent dimension is not in
-    `ablation.few_labels`.
+    there are several, on the same part of the given images. With all labels, stage finetune has done it for the pretrained
+    encoder. Does nothing without stop-gradient or where the latent dimension is not in `ablation.few_labels`.
     """
-    if params.latent_dim not in params.ablation.few_labels.latent_dim:
+    if params.latent_dim not in params.ablation.few_labels.latent_dim or not params.stop_gradient:
         return {}
     data, device, chosen = load(root / "data/cifar10.npz"), pick_device(), params.chosen.finetune
     images, test = to_tensor(data.x_train, device), to_tensor(data.x_test, device)
@@ -46,6 +46,9 @@ def few_labels(params: Params, root: Path, *, fresh: bool = False) -> Metrics:
         fewer = replace(settings, batch_size=batch_size, epochs=max(1, round(steps / (count // batch_size))))
         metrics[f"{100 * share:g}%"] = {"images": count, "epochs": fewer.epochs}
         for start, encoder in (("pretrained", pretrained), ("random", Encoder(pretrained.settings))):
+            if start == "pretrained" and share == 1:
+                metrics["100%"][start] = read_json(root / "reports/metrics/finetune.json")["finetune"]["top1"]
+                continue
             identity = {"training": asdict(fewer), "augment": asdict(augment), "share": share, "start": start}
             tuned = finetune(
                 encoder,

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -14,6 +13,8 @@ from simsiam.params import TEST_IMAGES
 from simsiam.plots import COLOURS, NETWORKS, SPACES, class_legend, outline, picture, scatter
 
 Arrays = dict[str, NDArray[Any]]  # one of ablation/results/<recipe>/*.npz
+Point = tuple[Result, Arrays]
+STYLES = ("-", "--", ":", "-.")
 
 
 def maps(arrays: Arrays) -> pd.DataFrame:
@@ -22,9 +23,9 @@ def maps(arrays: Arrays) -> pd.DataFrame:
     return frame.assign(**{"class": [CLASSES[int(label)] for label in frame["label"]]})
 
 
-def figure_1(arrays: Arrays) -> Figure:
+def figure_1(point: Point) -> Figure:
     """The report's Figure 1: the latent of two dimensions as it is, frozen and fine-tuned."""
-    frame = maps(arrays)
+    frame = maps(point[1])
     figure = Figure(figsize=(12, 5.8), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, space, title in zip(panels, ("latent", "finetuned"), ("frozen", "fine-tuned"), strict=True):
@@ -34,10 +35,10 @@ def figure_1(arrays: Arrays) -> Figure:
     return figure
 
 
-def figure_2(arrays: Arrays, result: Result) -> Figure:
+def figure_2(point: Point) -> Figure:
     """The report's Figure 2: a frozen latent by PCA, with the variance that each axis explains, and by t-SNE."""
-    frame, dim = maps(arrays), result["point"]["latent_dim"]
-    shares = result["project"]["explained_variance"]["latent"]
+    result, frame = point[0], maps(point[1])
+    dim, shares = result["point"]["latent_dim"], result["embed"]["spectrum"]["latent"]
     figure = Figure(figsize=(12, 5.8), layout="constrained")
     pca, tsne = figure.subplots(1, 2)
     scatter(pca, frame, "latent_pca")
@@ -52,40 +53,44 @@ def figure_2(arrays: Arrays, result: Result) -> Figure:
     return figure
 
 
-def figure_3(points: list[tuple[Result, Arrays]]) -> Figure:
+def figure_3(points: list[Point]) -> Figure:
     """The report's Figure 3: SHAP values, fine-tuned above and frozen below, a block of columns for each latent dimension.
 
-    The same images, classes and colour scale in a row of blocks; the classes are those that the last dimension's fine-tuned
-    network scores highest besides the image's own.
+    The same images, classes and colour scale everywhere; the classes are those that the last dimension's fine-tuned network
+    scores highest besides the image's own.
     """
-    first, last = points[0][1], points[-1][1]
-    images, labels, shown = first["shap_images"], first["shap_labels"], last["shap_shown"]
+    images, labels = points[0][1]["shap_images"], points[0][1]["shap_labels"]
+    shown = points[-1][1]["shap_shown"]
     rows, outputs = shown.shape
-    figure = Figure(figsize=(1.05 * (1 + outputs * len(points)) + 0.6, 2 * (1.35 * rows + 0.9)), layout="constrained")
+
+    def values(arrays: Arrays, network: str, row: int) -> NDArray[np.float32]:  # (H, W, outputs)
+        return arrays[f"shap_{network}"][row][..., shown[row]].astype(np.float32)
+
+    networks = ("finetuned", "frozen")
+    every = [values(arrays, network, row) for _, arrays in points for network in networks for row in range(rows)]
+    limit = max(float(np.quantile(np.abs(every), 0.995)), 1e-12)
+    figure = Figure(
+        figsize=(max(7, 1.05 * (1 + outputs * len(points)) + 0.9), 2 * (1.35 * rows + 0.9)), layout="constrained"
+    )
     figure.suptitle("What speaks for (red) and against (blue) a class, by SHAP; under the class its logit", fontsize=11)
-    for part, network in zip(np.ravel(np.array(figure.subfigures(2, 1))), ("finetuned", "frozen"), strict=True):
+    for part, network in zip(np.ravel(np.array(figure.subfigures(2, 1))), networks, strict=True):
         grid = part.subplots(rows, 1 + outputs * len(points), squeeze=False)
-        chosen = np.stack(
-            [arrays[f"shap_{network}"][row][..., shown[row]] for _, arrays in points for row in range(rows)]
-        ).astype(np.float32)
-        limit = max(float(np.quantile(np.abs(chosen), 0.995)), 1e-12)
         for row in range(rows):
             picture(grid[row][0], images[row], CLASSES[labels[row]], "black")
         for number, (result, arrays) in enumerate(points):
             columns = slice(1 + number * outputs, 1 + (number + 1) * outputs)
             for row in range(rows):
-                for axes, label in zip(grid[row][columns], shown[row], strict=True):
-                    values = arrays[f"shap_{network}"][row][..., label].astype(np.float32)
+                for place, (axes, label) in enumerate(zip(grid[row][columns], shown[row], strict=True)):
                     axes.imshow(images[row].mean(-1), cmap="gray", alpha=0.25, vmin=0, vmax=255)
-                    drawn = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.85)
+                    pixels = values(arrays, network, row)[..., place]
+                    drawn = axes.imshow(pixels, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.85)
                     outline(axes, f"{CLASSES[label]}\n{arrays[f'shap_{network}_logits'][row, label]:+.1f}", "#b9b9b9")
             residual = result["explain"]["residual"][network]
-            middle = grid[-1][columns][outputs // 2]
-            middle.set_xlabel(f"d = {result['point']['latent_dim']}; adds up to {residual:.0e}", fontsize=9, loc="left")
+            words = f"d = {result['point']['latent_dim']}; adds up to within {residual:.0e}"
+            grid[-1][columns][0].set_xlabel(words, fontsize=9, loc="left")
         part.suptitle(f"{NETWORKS[network]} network", fontsize=11, x=0.01, ha="left", weight="bold")
-        part.colorbar(
-            drawn, ax=list(grid.flat), shrink=0.6, aspect=40, ticks=[-limit, 0, limit], format="%.2g", label="SHAP value"
-        )
+        ticks = [-limit, 0, limit]
+        part.colorbar(drawn, ax=list(grid.flat), shrink=0.6, aspect=40, ticks=ticks, format="%.2g", label="SHAP value")
     return figure
 
 
@@ -94,7 +99,7 @@ def accuracy_figure(points: pd.DataFrame) -> Figure:
 
     Bars are two deviations over seeds, or with one seed the 95 % interval that 10,000 test images allow.
     """
-    figure = Figure(figsize=(8.5, 5), layout="constrained")
+    figure = Figure(figsize=(8.5, 5.2), layout="constrained")
     axes = figure.subplots()
     trained = points[points["stop_gradient"]]
     seeds = int(trained.groupby("latent_dim").size().min())
@@ -111,14 +116,9 @@ def accuracy_figure(points: pd.DataFrame) -> Figure:
         axes.errorbar(mean.index, 100 * mean, 100 * spread, fmt=style, color=colour, capsize=3, markersize=5, label=name)
     axes.axhline(10, color="black", linestyle=":", linewidth=1)
     axes.text(mean.index[0], 10.8, "chance", fontsize=8)
-    bars = f"two deviations over {seeds} seeds" if seeds > 1 else "95 % of what 10,000 test images leave to chance; one seed"
-    axes.set(
-        title=f"Accuracy and the size of the latent (bars: {bars})",
-        xlabel="latent dimension d",
-        ylabel="top-1 (%)",
-        xscale="log",
-        ylim=(0, None),
-    )
+    bars = f"two deviations over {seeds} seeds" if seeds > 1 else "what 10,000 test images leave open, 95 %; one seed"
+    axes.set(title=f"Accuracy and the size of the latent (bars: {bars})", xscale="log", ylim=(0, None))
+    axes.set(xlabel="latent dimension d", ylabel="top-1 (%)")
     axes.set_xticks(list(mean.index), [str(dim) for dim in mean.index])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
@@ -126,21 +126,21 @@ def accuracy_figure(points: pd.DataFrame) -> Figure:
     return figure
 
 
-def collapse_figure(results: list[Result]) -> Figure:
+def collapse_figure(points: list[Point]) -> Figure:
     """Loss and z_std over the steps, with and without stop-gradient, at the dimensions that were trained both ways."""
-    both = {r["point"]["latent_dim"] for r in results if not r["point"]["stop_gradient"]}
+    dims = sorted({result["point"]["latent_dim"] for result, _ in points if not result["point"]["stop_gradient"]})
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     loss, spread = figure.subplots(1, 2)
-    for result in results:
-        point, curve = result["point"], result["curve"]
-        if point["latent_dim"] not in both:
-            continue
-        style = (
-            {"color": COLOURS[0], "linestyle": "-"} if point["stop_gradient"] else {"color": COLOURS[2], "linestyle": "--"}
-        )
-        label = f"{'with' if point['stop_gradient'] else 'without'} stop-gradient, d = {point['latent_dim']}"
-        for axes, column in ((loss, "loss"), (spread, "z_std")):
-            axes.plot(curve["step"], curve[column], label=label if point["seed"] == first_seed(results) else None, **style)
+    for result, arrays in points:
+        point = result["point"]
+        if point["latent_dim"] in dims:
+            style = {
+                "color": COLOURS[0 if point["stop_gradient"] else 2],
+                "linestyle": STYLES[dims.index(point["latent_dim"]) % len(STYLES)],
+                "label": f"{'with' if point['stop_gradient'] else 'without'} stop-gradient, d = {point['latent_dim']}",
+            }
+            loss.plot(arrays["curve_step"], arrays["curve_loss"], **style)
+            spread.plot(arrays["curve_step"], arrays["curve_z_std"], **style)
     loss.set(title="Loss", xlabel="step", ylabel="negative cosine similarity (−1: views agree)")
     spread.set(title="Spread of the latent", xlabel="step", ylabel="z_std (1 healthy, 0 collapsed)", ylim=(0, 1.1))
     spread.axhline(1, color="#717581", linestyle=":", linewidth=1)
@@ -151,23 +151,23 @@ def collapse_figure(results: list[Result]) -> Figure:
     return figure
 
 
-def spectra_figure(results: list[Result]) -> Figure:
+def spectra_figure(points: list[Point]) -> Figure:
     """Covariance spectra of the frozen latents of the whole grid, and of their backbones, on the same axes."""
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    dims = sorted({result["point"]["latent_dim"] for result in results})
+    dims = sorted({result["point"]["latent_dim"] for result, _ in points})
     for axes, space in zip(panels, ("latent", "backbone"), strict=True):
-        for result in sorted(results, key=lambda result: result["point"]["latent_dim"]):
+        for result, _ in points:
             point, shares = result["point"], np.array(result["embed"]["spectrum"][space])
-            if point["seed"] == first_seed(results):
-                draw_spectrum(axes, shares, COLOURS[dims.index(point["latent_dim"]) % len(COLOURS)], point)
-        axes.set(
-            title=f"{SPACES[space][0]}, frozen",
-            xlabel="rank of the eigenvalue",
-            xscale="log",
-            yscale="log",
-            ylim=(1e-7, 1.5),
-        )
+            style = {
+                "color": COLOURS[dims.index(point["latent_dim"]) % len(COLOURS)],
+                "linestyle": "-" if point["stop_gradient"] else "--",
+                "marker": "." if len(shares) < 10 else None,
+                "label": f"d = {point['latent_dim']}" + ("" if point["stop_gradient"] else ", no stop-gradient"),
+            }
+            axes.plot(np.arange(1, len(shares) + 1), shares.clip(1e-12), **style)
+        axes.set(title=f"{SPACES[space][0]}, frozen", xlabel="rank of the eigenvalue", xscale="log", yscale="log")
+        axes.set_ylim(1e-7, 1.5)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("share of the total variance")
     panels[0].legend(frameon=False, fontsize=9)
@@ -175,47 +175,26 @@ def spectra_figure(results: list[Result]) -> Figure:
     return figure
 
 
-def draw_spectrum(axes: Axes, shares: NDArray[np.float64], colour: str, point: dict[str, Any]) -> None:
-    """One encoder's eigenvalues, dashed where it was trained without stop-gradient."""
-    label = f"d = {point['latent_dim']}" + ("" if point["stop_gradient"] else ", no stop-gradient")
-    ranks = np.arange(1, len(shares) + 1)
-    axes.plot(
-        ranks,
-        shares.clip(1e-9),
-        "-" if point["stop_gradient"] else "--",
-        marker="." if len(shares) < 10 else None,
-        color=colour,
-        label=label,
-    )
-
-
 def few_labels_figure(table: pd.DataFrame) -> Figure:
-    """Top-1 against the number of labels: linear and fine-tuned, pretrained and random."""
-    figure = Figure(figsize=(8.5, 4.6), layout="constrained")
-    axes = figure.subplots()
-    for column, name, colour, style in (
-        ("finetuned", "fine-tuned", COLOURS[4], "-o"),
-        ("linear_backbone", "linear on backbone", COLOURS[0], "-o"),
-        ("linear_latent", "linear on latent", COLOURS[2], "-o"),
-        ("finetuned_random", "the same training from a random encoder", COLOURS[4], "--s"),
-        ("linear_random", "linear on random encoder's backbone", COLOURS[8], "--s"),
-    ):
-        if column in table:
-            axes.plot(table["labels"], 100 * table[column], style, color=colour, label=name)
-    axes.set(
-        title=f"Learning from few labels (d = {table['latent_dim'].iloc[0]})",
-        xlabel="labelled training images",
-        ylabel="top-1 (%)",
-        xscale="log",
-        ylim=(0, None),
-    )
-    axes.set_xticks(list(table["labels"]), [f"{count:,.0f}" for count in table["labels"]])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    figure.legend(frameon=False, loc="outside lower center", ncols=3)
+    """Top-1 against the number of labels, linear and fine-tuned, pretrained and random: a panel for each dimension."""
+    dims = list(table["latent_dim"].unique())
+    figure = Figure(figsize=(8.5, 4.6 * len(dims)), layout="constrained")
+    for axes, dim in zip(figure.subplots(len(dims), 1, squeeze=False)[:, 0], dims, strict=True):
+        rows = table[table["latent_dim"] == dim]
+        for column, name, colour, style in (
+            ("finetuned", "fine-tuned", COLOURS[4], "-o"),
+            ("linear_backbone", "linear on backbone", COLOURS[0], "-o"),
+            ("linear_latent", "linear on latent", COLOURS[2], "-o"),
+            ("finetuned_random", "fine-tuned from a random encoder", COLOURS[4], "--s"),
+            ("linear_random_backbone", "linear on random encoder's backbone", COLOURS[8], "--s"),
+        ):
+            if column in rows:
+                axes.plot(rows["labels"], 100 * rows[column], style, color=colour, label=name)
+        axes.set(title=f"Learning from few labels (d = {dim})", xlabel="labelled training images", ylabel="top-1 (%)")
+        axes.set(xscale="log", ylim=(0, None))
+        axes.set_xticks(list(rows["labels"]), [f"{count:,.0f}" for count in rows["labels"]])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, loc="outside lower center", ncols=3)
     return figure
-
-
-def first_seed(results: list[Result]) -> int:
-    """The one that is drawn where one has to do."""
-    return min(int(result["point"]["seed"]) for result in results)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from simsiam.params import Params
 from stages.common import main
-from stages.report import report
+from stages.report import STAGES, report
 
 
 def page(params: Params, root: Path) -> None:
     """Write reports/index.html anew, where `dvc repro` has made what else is on it."""
-    if (root / "reports/metrics/explain.json").exists():
+    if all((root / f"reports/metrics/{stage}.json").exists() for stage in STAGES):
         report(params, root)
     else:
         print(

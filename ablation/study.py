@@ -1,12 +1,15 @@
 """The report's tables, figures and claims from what the grid's points found: python -m ablation.study"""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from ablation.claims import all_claims
+from ablation.collect import point_name
 from ablation.figures import (
+    Point,
     accuracy_figure,
     collapse_figure,
     few_labels_figure,
@@ -27,52 +30,106 @@ SHAP_DIMS = (8, 32, 128)  # of the report's Figure 3
 
 
 def study(params: Params, root: Path) -> None:
-    """Write reports/study/<recipe>/: tables as CSV, Markdown and HTML, figures, and claims.json; and the claims' numbers.
+    """Write reports/study/<recipe>/: tables as CSV, Markdown and HTML, figures, and study.json with the claims; and the
+    verdicts as metrics.
 
-    It reads every file of ablation/results/<recipe>/, and draws what these points allow: figure 1 needs d = 2, figure 3
-    one of the report's 8, 32 and 128.
+    It draws what the points allow: figure 1 needs d = 2, figure 3 one of the report's 8, 32 and 128.
     """
     folder = root / "reports/study" / params.recipe
-    paths = sorted((root / "ablation/results" / params.recipe).glob("*.json"))
-    if not paths:
-        raise UserError(f"there are no results of recipe {params.recipe}: `dvc repro ablation/dvc.yaml` makes them")
-    results = [read_json(path) for path in paths]
+    found = read_points(params, root)
+    results = [result for result, _ in found]
     points = points_table(results)
-    tables = {"table_1": table_1(points, published()), "table_2": table_2(points, published()), "points": points}
-    if not (few := few_labels_table(results)).empty:
-        tables["few_labels"] = few
+    tables = {
+        "table_1": table_1(points, published()),
+        "table_2": table_2(points, published()),
+        "few_labels": few_labels_table(results),
+    }
+    tables = {name: table for name, table in tables.items() if not table.empty}
+    for old in folder.glob("*.*"):  # of a grid with other points
+        old.unlink()
+    write_text(folder / "points.csv", points.round(6).to_csv(index=False))
     for name, table in tables.items():
         write_text(folder / f"{name}.csv", table.round(6).to_csv(index=False))
-        if name != "points":
-            write_text(folder / f"{name}.md", markdown(table))
-            write_text(folder / f"{name}.html", html(table))
+        write_text(folder / f"{name}.md", markdown(table))
+        write_text(folder / f"{name}.html", html(table))
 
-    drawn: dict[str, Figure] = {"accuracy": accuracy_figure(points), "spectra": spectra_figure(results)}
-    trained = {
-        result["point"]["latent_dim"]: (result, read_npz(path.with_suffix(".npz")))
-        for result, path in reversed(list(zip(results, paths, strict=True)))  # of several seeds the first one stays
-        if result["point"]["stop_gradient"]
+    drawn: dict[str, tuple[Figure, list[Point]]] = {}
+    first = list({order(**point[0]["point"])[:2]: point for point in reversed(found)}.values())[::-1]  # seed of each
+    by_dim = {
+        result["point"]["latent_dim"]: (result, arrays) for result, arrays in first if result["point"]["stop_gradient"]
     }
-    if 2 in trained:
-        drawn["figure_1"] = figure_1(trained[2][1])
-    if trained:
-        drawn["figure_2"] = figure_2(trained[max(trained)][1], trained[max(trained)][0])
-    if explained := [trained[dim] for dim in SHAP_DIMS if dim in trained]:
-        drawn["figure_3"] = figure_3(explained)
-    if not points["stop_gradient"].all():
-        drawn["collapse"] = collapse_figure(results)
+    without = {result["point"]["latent_dim"] for result in results if not result["point"]["stop_gradient"]}
+    drawn["spectra"] = spectra_figure(first), first
+    if by_dim:
+        drawn["accuracy"] = accuracy_figure(points), found
+        drawn["figure_2"] = figure_2(by_dim[max(by_dim)]), [by_dim[max(by_dim)]]
+    if 2 in by_dim:
+        drawn["figure_1"] = figure_1(by_dim[2]), [by_dim[2]]
+    if explained := [by_dim[dim] for dim in SHAP_DIMS if dim in by_dim]:
+        drawn["figure_3"] = figure_3(explained), explained
+    if without:
+        drawn["collapse"] = collapse_figure(first), [point for point in first if point[0]["point"]["latent_dim"] in without]
     if "few_labels" in tables:
-        drawn["few_labels"] = few_labels_figure(few)
-    for name, figure in drawn.items():
+        drawn["few_labels"] = few_labels_figure(tables["few_labels"]), [p for p in found if len(p[0]["few_labels"]) > 1]
+    for name, (figure, _) in drawn.items():
         save(folder / f"{name}.png", figure)
 
-    claims = all_claims(points, results)
-    write_json(folder / "claims.json", claims)
+    pretraining, model = params.chosen.pretrain, params.chosen.model
+    claims = all_claims(points, results, floor=2 / pretraining.batch_size**0.5 if model.latent_norm else 0.0)
+    commands = {"all": "dvc repro ablation/dvc.yaml"}
+    if params.recipe not in params.ablation.recipe:
+        commands["all"] = f"dvc exp run ablation/dvc.yaml -S 'ablation.recipe=[{params.recipe}]'"
+    commands |= {name: command(used, commands["all"], len(found)) for name, (_, used) in drawn.items()}
+    both_ways = [point for point in found if point[0]["point"]["latent_dim"] in without]
+    commands |= {"table_1": commands["all"], "table_2": command(both_ways, commands["all"], len(found))}
+    write_json(folder / "study.json", {"recipe": params.recipe, "claims": claims, "commands": commands})
     name = f"study_{params.recipe}"
-    summary = {claim["name"]: {"value": claim["value"], "verdict": claim["verdict"]} for claim in claims}
-    write_json(root / f"reports/metrics/{name}.json", {name: summary})
+    write_json(root / f"reports/metrics/{name}.json", {name: {claim["name"]: claim["verdict"] for claim in claims}})
     for claim in claims:
         print(f"{claim['verdict']:15} {claim['claim']} {claim['finding']}", file=sys.stderr)
+
+
+def read_points(params: Params, root: Path) -> list[Point]:
+    """What the grid's points of the recipe left, by dimension and seed, those without stop-gradient last.
+
+    Of a recipe that is not in the grid, all that is there. Missing points are named on stderr. Raises UserError when there
+    are none.
+    """
+    folder, grid = root / "ablation/results" / params.recipe, params.ablation
+    wanted: Iterable[str] = [path.stem for path in folder.glob("*.json")]
+    if params.recipe in grid.recipe:
+        dims = [(dim, True) for dim in grid.latent_dim] + [(dim, False) for dim in grid.without_stop_gradient]
+        wanted = [point_name(dim, stop_gradient, seed) for dim, stop_gradient in dims for seed in grid.seed]
+    points, missing = [], []
+    for name in wanted:
+        paths = folder / f"{name}.json", folder / f"{name}.npz"
+        if all(path.exists() for path in paths):
+            points.append((read_json(paths[0]), read_npz(paths[1])))
+        else:
+            missing.append(name)
+    if missing:
+        print(f"study: without {', '.join(missing)}, of which there are no results", file=sys.stderr)
+    if not points:
+        raise UserError(f"there are no results of recipe {params.recipe}: `dvc repro ablation/dvc.yaml` makes them")
+    return sorted(points, key=lambda point: order(**point[0]["point"]))
+
+
+def order(latent_dim: int, stop_gradient: bool, seed: int, **_: str) -> tuple[bool, int, int]:
+    """The points without stop-gradient last, the others by dimension, then by seed."""
+    return not stop_gradient, latent_dim, seed
+
+
+def command(used: list[Point], everything: str, count: int) -> str:
+    """The command that runs these points of the grid, and draws them."""
+    if len(used) == count or not everything.startswith("dvc repro"):
+        return everything
+    names = []
+    for result, _ in used:
+        point = result["point"]
+        stage = "collect" if point["stop_gradient"] else "collect_without"
+        name = point_name(point["latent_dim"], point["stop_gradient"], point["seed"])
+        names.append(f"ablation/dvc.yaml:{stage}@{point['recipe']}-{name}")
+    return f"dvc repro {' '.join(names)} && python -m ablation.study recipe={used[0][0]['point']['recipe']}"
 
 
 if __name__ == "__main__":

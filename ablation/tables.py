@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+# Column prefix -> name in the metrics of linear_eval, where "random" is the random encoder's backbone.
 SPACES = {"latent": "latent", "backbone": "backbone", "random_backbone": "random", "random_latent": "random_latent"}
 Result = dict[str, Any]  # one of ablation/results/<recipe>/*.json
 
@@ -17,18 +19,27 @@ def points_table(results: list[Result]) -> pd.DataFrame:
         for space, name in SPACES.items():
             row |= {f"{space}_{score}": result["linear_eval"][name][score] for score in ("top1", "top5")}
         row |= {f"finetuned_{score}": result["finetune"][score] for score in ("top1", "top5")}
-        row |= {f"{space}_knn": value for space, value in result["embed"]["knn"].items()}
+        row |= {f"{column(space)}_knn": value for space, value in result["embed"]["knn"].items()}
         row |= {"z_std": result["embed"]["collapse"]["z_std"], "loss": trained["loss"]}
-        row |= {f"{space}_rankme": value for space, value in result["embed"]["rankme"].items()}
+        row |= {f"{column(space)}_rankme": value for space, value in result["embed"]["rankme"].items()}
         for space in ("latent", "backbone", "random", "finetuned"):
-            row |= {f"{space}_{name}": result["project"][space][name] for name in ("silhouette", "pca_variance_2")}
+            row |= {f"{column(space)}_{name}": result["project"][space][name] for name in ("silhouette", "pca_variance_2")}
         for share, scores in result["linear_eval"]["few_labels"].items():
-            row |= {f"{space}_top1_{share}": value for space, value in scores.items()}
-        row |= {"epochs": trained["epochs"], "pretrain_seconds": trained["seconds"]}
+            row |= {f"{column(space)}_top1_{share}": value for space, value in scores.items()}
+        row |= {
+            "epochs": trained["epochs"],
+            "seconds": trained["seconds"],
+            "finetuned_seconds": result["finetune"]["seconds"],
+        }
         row |= {name: machine[name] for name in ("precision", "device")}
         rows.append(row)
     frame = pd.DataFrame(rows)
     return frame.sort_values(["stop_gradient", "latent_dim", "seed"], ascending=[False, True, True], ignore_index=True)
+
+
+def column(space: str) -> str:
+    """The prefix of a space's columns."""
+    return "random_backbone" if space == "random" else space
 
 
 def table_1(points: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
@@ -45,9 +56,12 @@ def table_2(points: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
 def _beside_published(points: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     """Mean and deviation over seeds of the top-1 and top-5 read from the latent; controls; what the report has.
 
-    backbone_top1 is the linear evaluation of the backbone, random_top1 that of a random encoder's latent: both belong to
-    a frozen encoder.
+    backbone_top1 is the linear evaluation of the backbone, random_latent_top1 that of a random encoder's latent: both belong
+    to a frozen encoder. seconds: of pretraining beside a frozen encoder, of fine-tuning beside a fine-tuned one. Empty where
+    there are no points.
     """
+    if points.empty:
+        return pd.DataFrame()
     rows = []
     for (stop_gradient, latent_dim), group in points.groupby(["stop_gradient", "latent_dim"]):
         for encoder, space in (("frozen", "latent"), ("fine-tuned", "finetuned")):
@@ -55,8 +69,9 @@ def _beside_published(points: pd.DataFrame, published: pd.DataFrame) -> pd.DataF
             for score in ("top1", "top5"):
                 row |= {score: group[f"{space}_{score}"].mean(), f"{score}_sd": group[f"{space}_{score}"].std()}
             if encoder == "frozen":
-                row |= {"backbone_top1": group["backbone_top1"].mean(), "random_top1": group["random_latent_top1"].mean()}
-            row |= {"seeds": len(group), "epochs": group["epochs"].iloc[0], "seconds": group["pretrain_seconds"].mean()}
+                row |= {name: group[name].mean() for name in ("backbone_top1", "random_latent_top1")}
+            row |= {"seeds": len(group), "epochs": group["epochs"].iloc[0]}
+            row["seconds"] = group["seconds" if encoder == "frozen" else "finetuned_seconds"].mean()
             row["device"] = ", ".join(sorted(set(group["device"])))
             rows.append(row)
     ours = pd.DataFrame(rows)
@@ -68,24 +83,19 @@ def _beside_published(points: pd.DataFrame, published: pd.DataFrame) -> pd.DataF
 
 
 def few_labels_table(results: list[Result]) -> pd.DataFrame:
-    """Top-1 by the share of the labels: linear on the backbone and latent, and fine-tuned, each beside a random encoder.
+    """Top-1 by the number of labels: linear on the backbone and latent, and fine-tuned, each beside a random encoder.
 
-    Means over seeds, of the points with stop-gradient that were fine-tuned on few labels.
+    Means over seeds, of the points that were fine-tuned on few labels.
     """
     rows = []
     for result in results:
-        if not result["point"]["stop_gradient"]:
-            continue
-        for share, tuned in result["few_labels"].items():
-            if share == "run":
-                continue
-            linear = result["linear_eval"]
-            probes = linear["few_labels"].get(share) or {
-                space: linear[space]["top1"] for space in ("backbone", "latent", "random") if share == "100%"
-            }
-            row = {"latent_dim": result["point"]["latent_dim"], "labels": tuned["images"]}
-            row |= {f"linear_{space}": value for space, value in probes.items()}
-            rows.append(row | {"finetuned": tuned["pretrained"], "finetuned_random": tuned["random"]})
+        linear, tuned_on = result["linear_eval"], result["few_labels"]
+        for share in (key for key in tuned_on if key != "run"):
+            every = {space: linear[space]["top1"] for space in ("backbone", "latent", "random")}
+            probes = every if share == "100%" else linear["few_labels"].get(share, {})
+            row = {"latent_dim": result["point"]["latent_dim"], "labels": tuned_on[share]["images"]}
+            row |= {f"linear_{column(space)}": value for space, value in probes.items()}
+            rows.append(row | {"finetuned": tuned_on[share]["pretrained"], "finetuned_random": tuned_on[share]["random"]})
     frame = pd.DataFrame(rows)
     return frame if frame.empty else frame.groupby(["latent_dim", "labels"], as_index=False).mean()
 
@@ -93,6 +103,7 @@ def few_labels_table(results: list[Result]) -> pd.DataFrame:
 def markdown(table: pd.DataFrame) -> str:
     """A table in Markdown; accuracies in per cent."""
     cells = shown(table)
+    cells = cells.replace(r"\|", "/", regex=True)
     lines = [list(cells.columns), ["---"] * len(cells.columns), *cells.to_numpy().tolist()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -103,43 +114,44 @@ def html(table: pd.DataFrame) -> str:
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as people read it: texts, accuracies as "34.1 ± 0.3" per cent, and columns with words for names."""
+    """The table as people read it: texts, accuracies in per cent with their deviation, and words for names."""
     texts = pd.DataFrame(index=table.index)
     for name in table:
-        column = table[name]
-        if name.endswith("_sd"):
-            continue
-        if f"{name}_sd" in table and table[f"{name}_sd"].notna().any():
+        if not name.endswith("_sd"):
+            deviations = table.get(f"{name}_sd", pd.Series(float("nan"), table.index))
             texts[NAMES.get(name, name)] = [
-                f"{100 * mean:.1f} ± {100 * sd:.1f}" for mean, sd in zip(column, table[f"{name}_sd"], strict=True)
+                cell(name, value, deviation) for value, deviation in zip(table[name], deviations, strict=True)
             ]
-        elif pd.api.types.is_bool_dtype(column):
-            texts[NAMES.get(name, name)] = column.map({True: "yes", False: "no"})
-        elif name == "seconds":
-            texts[NAMES.get(name, name)] = column.map("{:.0f}".format)
-        elif pd.api.types.is_float_dtype(column) and "epochs" not in name:
-            texts[NAMES.get(name, name)] = column.map(lambda value: "–" if pd.isna(value) else f"{100 * value:.1f}")
-        else:
-            texts[NAMES.get(name, name)] = column.map(
-                lambda value: "–" if pd.isna(value) else f"{value:.0f}" if isinstance(value, float) else str(value)
-            )
     return texts
+
+
+def cell(name: str, value: Any, deviation: float) -> str:
+    """One value of the column `name` as text."""
+    if pd.isna(value):
+        return "–"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if not isinstance(value, float):
+        return str(value)
+    if name in ("seconds", "labels", "published_epochs"):
+        return f"{value:.0f}"
+    return f"{100 * value:.1f}" + ("" if pd.isna(deviation) else f" ± {100 * deviation:.1f}")
 
 
 NAMES = {
     "latent_dim": "d",
     "stop_gradient": "stop-gradient",
-    "top1": "top-1 (%)",
-    "top5": "top-5 (%)",
-    "backbone_top1": "on the backbone",
-    "random_top1": "random encoder",
-    "seconds": "pretraining (s)",
+    "top1": "top-1",
+    "top5": "top-5",
+    "backbone_top1": "top-1 on the backbone",
+    "random_latent_top1": "top-1, random encoder's latent",
+    "seconds": "seconds of training",
     "published_top1": "report's top-1",
     "published_top5": "report's top-5",
     "published_epochs": "report's epochs",
-    "linear_backbone": "linear, backbone",
-    "linear_latent": "linear, latent",
-    "linear_random": "linear, random encoder",
+    "linear_backbone": "linear on backbone",
+    "linear_latent": "linear on latent",
+    "linear_random_backbone": "linear on random encoder's backbone",
     "finetuned": "fine-tuned",
-    "finetuned_random": "fine-tuned from random",
+    "finetuned_random": "the same from a random encoder",
 }

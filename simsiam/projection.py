@@ -51,8 +51,9 @@ def map_trustworthiness(features: Floats, points: Floats, k: int = 10) -> float:
 
 
 def centroid_distances(features: Floats, labels: Labels) -> NDArray[np.float64]:
-    """Euclidean distances (classes, classes) between the classes' mean features, in units of the mean distance of an
-    example from its class's mean: below 1 the classes overlap."""
+    """Euclidean distances (classes, classes) between the classes' mean features, in units of the mean distance of an example
+    from its class's mean. They compare pairs of classes in one space; they say nothing of whether classes can be separated.
+    """
     classes = np.unique(labels)
     centroids = np.stack([features[labels == c].mean(0, dtype=np.float64) for c in classes])
     within = np.linalg.norm(features - centroids[np.searchsorted(classes, labels)], axis=1).mean()

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ class Study:
     """What the grid found with one recipe."""
 
     recipe: str
-    claims: list[dict[str, Any]]  # with claim, where, rule, finding and verdict
+    claims: list[dict[str, Any]]  # with claim, where, rule, finding, verdict and command
+    commands: dict[str, str]  # that make a table or figure, by its name; "all" makes the whole grid
     tables: dict[str, str]  # HTML by name
-    figures: dict[str, Any]  # PNG bytes by name, or once embedded a data URL
+    figures: dict[str, bytes]  # PNG by name
 
 
 def published() -> pd.DataFrame:
@@ -68,6 +69,6 @@ def render(title: str, metrics: Metrics, figures: dict[str, bytes], parameters: 
         stages={name: content["run"][0] for name, content in metrics.items()},
         figures={name: embedded(png) for name, png in figures.items()},
         parameters=parameters,
-        studies=[replace(study, figures={name: embedded(png) for name, png in study.figures.items()}) for study in studies],
+        studies=[(study, {name: embedded(png) for name, png in study.figures.items()}) for study in studies],
         published=published().astype(object).where(lambda frame: frame.notna(), None).to_dict("records"),
     )

@@ -65,7 +65,7 @@ def embed(params: Params, root: Path) -> Metrics:
             "random": rankme(features["random_backbone_test"]),
         },
         "dimensions": {"backbone": features["backbone_test"].shape[1], "latent": features["latent_test"].shape[1]},
-        "spectrum": {space: [round(float(share), 6) for share in shares] for space, shares in spectra.items()},
+        "spectrum": {space: [float(f"{share:.4g}") for share in shares] for space, shares in spectra.items()},
     }
 
 

@@ -74,9 +74,10 @@ def linear_eval(params: Params, root: Path) -> Metrics:
 
     metrics["few_labels"] = {}
     for share in chosen.few_labels:
-        few = split(features["y_train"], max(20, round(share * len(features["y_train"]))), params.seed)[1]
-        batch_size = min(chosen.batch_size, len(few) // 2)
-        epochs = max(chosen.epochs, math.ceil(FEW_LABELS_STEPS * batch_size / len(few)))
+        few = split(features["y_train"], round(share * len(features["y_train"])), params.seed)[1]
+        held_out = len(few) // 10
+        batch_size = min(chosen.batch_size, (len(few) - held_out) // 2)
+        epochs = max(chosen.epochs, math.ceil(FEW_LABELS_STEPS / ((len(few) - held_out) // batch_size)))
         metrics["few_labels"][f"{100 * share:g}%"] = {}
         for name in ("backbone", "latent", "random"):
             space = SPACES[name]
@@ -85,7 +86,7 @@ def linear_eval(params: Params, root: Path) -> Metrics:
                 features["y_train"][few],
                 settings=replace(settings, batch_size=batch_size, epochs=epochs),
                 lrs=chosen.lr,
-                held_out=len(few) // 10,
+                held_out=held_out,
                 device=pick_device(),
                 name=f"linear {name} {100 * share:g}% of labels",
             )

@@ -49,7 +49,6 @@ def project(params: Params, root: Path) -> Metrics:
     metrics["centroid_distances"] = {
         name: centroid_distances(values, features["y_test"]).round(4).tolist() for name, values in spaces.items()
     }
-    metrics["explained_variance"] = {name: shares.round(6).tolist() for name, shares in variances.items()}
 
     frame = pd.DataFrame(table)
     write_text(root / "reports/projection.csv", frame.to_csv(index=False))

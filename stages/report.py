@@ -34,7 +34,7 @@ def report(params: Params, root: Path) -> None:
         metrics,
         {name: (figures / f"{name}.png").read_bytes() for name in names},
         settings_that_ran(params),
-        [read_study(path.parent) for path in sorted((root / "reports/study").glob("*/claims.json"))],
+        [read_study(path.parent) for path in sorted((root / "reports/study").glob("*/study.json"))],
     )
     write_text(root / "reports/index.html", page)
 
@@ -42,8 +42,7 @@ def report(params: Params, root: Path) -> None:
 def read_study(folder: Path) -> Study:
     """What ablation/study.py wrote about one recipe."""
     return Study(
-        recipe=folder.name,
-        claims=read_json(folder / "claims.json"),
+        **read_json(folder / "study.json"),
         tables={path.stem: path.read_text() for path in sorted(folder.glob("*.html"))},
         figures={path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))},
     )

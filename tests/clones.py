@@ -47,7 +47,8 @@ def set_params(clone: Path, **changes: Any) -> None:
 def make_clone(clone: Path, *, save_every: float = 60.0) -> None:
     """Make the repository in an empty folder, with one commit."""
     for name in run("git", "ls-files", "-co", "--exclude-standard", at=ROOT).stdout.splitlines():
-        if (ROOT / name).is_file() and not name.startswith("reports/") and name != "dvc.lock":
+        result = name.startswith(("reports/", "ablation/results/")) or name.endswith("dvc.lock")
+        if (ROOT / name).is_file() and not result:
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, clone / name)
     source = (clone / "simsiam/data.py").read_text()
@@ -64,6 +65,7 @@ def make_clone(clone: Path, *, save_every: float = 60.0) -> None:
         linear_eval__epochs=3,
         linear_eval__batch_size=64,
         linear_eval__held_out=50,
+        linear_eval__few_labels=[0.25],
         project__points=100,
         explain__images=[0, 1, 2, 3, 4],
         explain__background=10,

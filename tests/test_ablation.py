@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,10 @@ import scipy.stats
 from ruamel.yaml import YAML
 
 from ablation.claims import CLAIMS, all_claims
+from ablation.study import read_points
 from ablation.tables import few_labels_table, markdown, points_table, table_1, table_2
+from simsiam.errors import UserError
+from simsiam.files import write_json, write_npz
 from simsiam.params import load
 from simsiam.report import published
 from tests.clones import ROOT
@@ -50,7 +54,7 @@ def result(latent_dim: int, latent: float, finetuned: float, *, stop_gradient: b
         },
         "linear_eval": {"backbone": linear, "latent": linear, "random": linear, "random_latent": linear}
         | {"few_labels": {"1%": {"backbone": 0.3, "latent": 0.2, "random": 0.1}}},
-        "finetune": {"top1": finetuned, "top5": finetuned + 0.3},
+        "finetune": {"top1": finetuned, "top5": finetuned + 0.3, "seconds": 10.0},
         "project": {name: space for name in ("latent", "backbone", "random")}
         | {"finetuned": {"silhouette": finetuned - 0.5, "pca_variance_2": 0.3}}
         | {"centroid_distances": {"latent": distances.tolist()}},
@@ -61,7 +65,7 @@ def result(latent_dim: int, latent: float, finetuned: float, *, stop_gradient: b
 
 def grid() -> list[dict[str, Any]]:
     """One in which every claim of the report holds, but the last."""
-    trained = [result(2, 0.2, 0.50), result(32, 0.3, 0.51), result(512, 0.35, 0.52)]
+    trained = [result(2, 0.2, 0.50), result(8, 0.25, 0.505), result(32, 0.3, 0.51), result(512, 0.35, 0.52)]
     return [*trained, result(512, 0.11, 0.515, stop_gradient=False)]
 
 
@@ -74,7 +78,7 @@ def test_where_all_is_as_the_report_says() -> None:
 
 
 def test_where_nothing_is_as_the_report_says() -> None:
-    results = [result(2, 0.35, 0.2), result(32, 0.30, 0.4), result(512, 0.35, 0.5)]
+    results = [result(2, 0.35, 0.2), result(8, 0.34, 0.25), result(32, 0.30, 0.4), result(512, 0.33, 0.5)]
     results.append(result(512, 0.2, 0.4, stop_gradient=False))
     for number, each in enumerate(results):
         each["embed"]["collapse"]["z_std"] = 0.9
@@ -95,6 +99,10 @@ def test_too_small_a_grid_tells_nothing() -> None:
     }
 
 
+def test_without_any_stop_gradient_nothing_is_told() -> None:
+    assert set(verdicts([result(512, 0.1, 0.5, stop_gradient=False)]).values()) == {"cannot be told"}
+
+
 @pytest.mark.parametrize(("share", "verdict"), [(0.32, "holds"), (0.305, "cannot be told"), (0.28, "does not hold")])
 def test_the_corner_is_judged_by_the_interval(share: float, verdict: str) -> None:
     results = grid()
@@ -103,9 +111,24 @@ def test_the_corner_is_judged_by_the_interval(share: float, verdict: str) -> Non
     assert verdicts(results)["top_left_corner"] == verdict
 
 
-def test_a_difference_within_chance_is_none() -> None:
+def test_a_difference_within_chance_tells_nothing() -> None:
     results = [result(2, 0.340, 0.50), result(32, 0.345, 0.51), result(512, 0.350, 0.52)]
-    assert verdicts(results)["falls_with_dimension"] == "does not hold"  # 1.0 point, where chance is 1.3
+    assert verdicts(results)["falls_with_dimension"] == "cannot be told"  # 1.0 point, where chance is 1.3
+    results[-1] = result(512, 0.360, 0.52)
+    assert verdicts(results)["falls_with_dimension"] == "holds"
+    unsure = [result(512, 0.360 + change, 0.52, seed=1 + seed) for seed, change in enumerate((-0.04, 0.04))]
+    assert verdicts([*results, *unsure])["falls_with_dimension"] == "cannot be told"
+
+
+def test_with_batchnorm_on_the_latent_a_collapse_does_not_reach_zero() -> None:
+    results = grid()
+    results[-1]["embed"]["collapse"]["z_std"] = 0.2
+    points = points_table(results)
+    told = [{claim["name"]: claim["verdict"] for claim in all_claims(points, results, floor)} for floor in (0.0, 0.18, 0.5)]
+    assert [each["collapse"] for each in told] == ["cannot be told", "holds", "holds"]
+    results[-1]["embed"]["collapse"]["z_std"] = 0.85
+    told = [{claim["name"]: claim["verdict"] for claim in all_claims(points_table(results), results, 0.5)}]
+    assert told[0]["collapse"] == "does not hold"
 
 
 def test_claims_are_plain_json_with_their_numbers() -> None:
@@ -114,16 +137,17 @@ def test_claims_are_plain_json_with_their_numbers() -> None:
     claims = {claim["name"]: claim for claim in json.loads(json.dumps(all_claims(points, results), allow_nan=False))}
     assert claims["falls_with_dimension"]["value"] == pytest.approx(0.15)
     assert "20.0% at d = 2" in claims["falls_with_dimension"]["finding"]
-    accuracy = [*points["latent_top1"], *points["finetuned_top1"]]
-    silhouette = [*points["latent_silhouette"], *points["finetuned_silhouette"]]
-    assert claims["accuracy_goes_with_clusters"]["value"] == pytest.approx(scipy.stats.spearmanr(silhouette, accuracy)[0])
+    clusters = scipy.stats.spearmanr(points["latent_silhouette"], points["latent_top1"])
+    assert claims["accuracy_goes_with_clusters"]["value"] == pytest.approx(clusters.statistic)
+    assert "(p = 0.017)" in claims["accuracy_goes_with_clusters"]["finding"]  # 2 of the 120 permutations
     assert "latent_dim=512 -S stop_gradient=false" in claims["collapse"]["command"]
 
 
 def test_tables_have_the_published_number_beside_ours() -> None:
     points = points_table(grid())
     first = table_1(points, published()).set_index(["latent_dim", "encoder"])
-    assert list(first.index) == [(d, encoder) for d in (512, 32, 2) for encoder in ("frozen", "fine-tuned")]
+    assert list(first.index) == [(d, encoder) for d in (512, 32, 8, 2) for encoder in ("frozen", "fine-tuned")]
+    assert first.loc[512, "seconds"].tolist() == [100.0, 10.0]
     assert first.loc[(512, "frozen"), ["top1", "published_top1", "published_top5"]].tolist() == [0.35, 0.341, 0.851]
     assert first.loc[(2, "fine-tuned"), ["top1", "published_top1"]].tolist() == [0.50, 0.627]
     second = table_2(points, published())
@@ -135,13 +159,15 @@ def test_tables_have_the_published_number_beside_ours() -> None:
     ]
     lines = markdown(second).splitlines()
     assert lines[2].startswith("| 512 | frozen | yes | 35.0 |") and len(lines) == 6
+    assert table_2(points[points["stop_gradient"]], published()).empty
 
 
 def test_seeds_become_means_and_deviations() -> None:
-    results = [result(8, top1, 0.5, seed=seed) for seed, top1 in enumerate((0.30, 0.34, 0.32))]
-    row = table_1(points_table(results), published()).iloc[0]
+    results = [result(8, top1, 0.5, seed=seed) for seed, top1 in enumerate((0.30, 0.34, 0.32))] + [result(2, 0.2, 0.4)]
+    table = table_1(points_table(results), published())
+    row = table.iloc[0]
     assert row["top1"] == pytest.approx(0.32) and row["top1_sd"] == pytest.approx(0.02) and row["seeds"] == 3
-    assert "32.0 ± 2.0" in markdown(table_1(points_table(results), published()))
+    assert "| 32.0 ± 2.0 |" in markdown(table) and "| 20.0 |" in markdown(table)
 
 
 def test_few_labels() -> None:
@@ -189,17 +215,30 @@ def test_the_grid_runs_with_and_without_stop_gradient_alike() -> None:
 
 
 def test_the_committed_study_is_of_the_committed_results() -> None:
-    """Tables and claims come from the committed points, by this code."""
+    """Tables and claims come from the committed points, by this code, and no point of the grid is missing."""
     params = load(ROOT / "params.yaml")
-    folder = ROOT / "ablation/results" / params.recipe
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    points = points_table(results)
-    study = ROOT / "reports/study" / params.recipe
-    pd.testing.assert_frame_equal(pd.read_csv(study / "points.csv"), points.round(6), check_dtype=False)
-    claims = json.loads((study / "claims.json").read_text())
-    assert [(claim["name"], claim["verdict"], claim["finding"]) for claim in claims] == [
-        (claim["name"], claim["verdict"], claim["finding"]) for claim in all_claims(points, results)
-    ]
-    asked = {(dim, True) for dim in params.ablation.latent_dim}
-    asked |= {(dim, False) for dim in params.ablation.without_stop_gradient}
-    assert asked <= {(row.latent_dim, row.stop_gradient) for row in points.itertuples()}
+    for recipe in params.ablation.recipe:
+        folder = ROOT / "reports/study" / recipe
+        results = [result for result, _ in read_points(params.model_copy(update={"recipe": recipe}), ROOT)]
+        points = points_table(results)
+        dims = len(params.ablation.latent_dim) + len(params.ablation.without_stop_gradient)
+        assert len(points) == dims * len(params.ablation.seed)
+        pd.testing.assert_frame_equal(pd.read_csv(folder / "points.csv"), points.round(6), check_dtype=False)
+        claims = json.loads((folder / "study.json").read_text())["claims"]
+        assert [(claim["name"], claim["verdict"], claim["finding"]) for claim in claims] == [
+            (claim["name"], claim["verdict"], claim["finding"]) for claim in all_claims(points, results)
+        ]
+
+
+def test_only_the_grids_points_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    params = load(ROOT / "params.yaml")
+    for name in ("2-true-0", "512-false-0", "64-true-0"):
+        latent_dim, stop_gradient, seed = name.split("-")
+        point = {"latent_dim": int(latent_dim), "stop_gradient": stop_gradient == "true", "seed": int(seed)}
+        write_json(tmp_path / f"ablation/results/laptop/{name}.json", {"point": point | {"recipe": "laptop"}})
+        write_npz(tmp_path / f"ablation/results/laptop/{name}.npz", curve_step=np.arange(3))
+    found = [result["point"] for result, _ in read_points(params, tmp_path)]
+    assert [(point["latent_dim"], point["stop_gradient"]) for point in found] == [(2, True), (512, False)]
+    assert "without 8-true-0, 32-true-0, 128-true-0, 512-true-0, 2048-true-0, of which" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no results of recipe paper"):
+        read_points(params.model_copy(update={"recipe": "paper"}), tmp_path)

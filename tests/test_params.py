@@ -1,6 +1,7 @@
 """Every bad params.yaml ends in one line that names the key, the value and what is allowed."""
 
 import copy
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from ruamel.yaml import YAML
 
 from simsiam.errors import UserError
 from simsiam.params import check, load
+from stages.common import share_data
 
 ROOT = Path(__file__).parent.parent
 
@@ -96,6 +98,42 @@ def test_numbers_as_yaml_1_2_has_them(tmp_path: Path, written: str) -> None:
     text = (ROOT / "params.yaml").read_text().replace("      lr: 0.05\n", f"      lr: {written}\n")
     (tmp_path / "params.yaml").write_text(text)
     assert load(tmp_path / "params.yaml").recipes.report.pretrain.lr == float(written)
+
+
+def test_changes_from_the_command_line() -> None:
+    params = load(ROOT / "params.yaml", ["latent_dim=32", "stop_gradient=false", "embed.knn_k=7", "explain.images=[3, 4]"])
+    assert (params.latent_dim, params.stop_gradient, params.embed.knn_k, params.explain.images) == (32, False, 7, [3, 4])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("latent_dim", "it should be key=value"),
+        ("embed.knn_k.x=3", "it should be key=value, with a key of params.yaml"),
+        ("latent=3", "unknown key latent"),
+        ("latent_dim=0", "latent_dim is 0: it should be greater"),
+        ("latent_dim=[1", "its value is not valid YAML"),
+        ("report.title=2020-13-45", "its value is not valid YAML"),
+    ],
+)
+def test_a_bad_change(change: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        load(ROOT / "params.yaml", [change])
+    assert "\n" not in str(caught.value)
+
+
+def test_another_root_shares_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/cifar10.npz").write_bytes(b"images")
+    (tmp_path / "same").symlink_to(tmp_path)
+    for root in (Path(), tmp_path, Path("../") / tmp_path.name, Path("same")):
+        share_data(root)
+        assert not (tmp_path / "data/cifar10.npz").is_symlink()
+    for root in (Path("points/a"), tmp_path / "points/b", Path("points/../points/c")):
+        share_data(root)
+        share_data(root)
+        assert (root / "data/cifar10.npz").read_bytes() == b"images" and (root / "data/cifar10.npz").is_symlink()
 
 
 def test_a_stage_ends_in_one_line_without_a_traceback(tmp_path: Path) -> None:
