@@ -48,7 +48,7 @@ class Data(Section):
 
 class Embed(Section):
     knn_k: Annotated[int, Field(ge=1, le=5_000)]
-    knn_temperature: Annotated[float, Field(gt=0)]
+    knn_temperature: Annotated[float, Field(ge=0.001)]
     queries: list[Annotated[int, Field(ge=0, lt=TEST_IMAGES)]] = Field(min_length=1, max_length=20)
 
 
@@ -224,6 +224,8 @@ def load(path: Path, changes: Sequence[str] = ()) -> Params:
         raise UserError(f"{path} cannot be read: {error}") from None
     except (YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no such date or number
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if changes:
+        check(content, path.name)  # what is wrong with the file is not the change's fault
     for change in changes:
         key, equals, value = change.partition("=")
         *sections, last = key.split(".")
@@ -232,8 +234,10 @@ def load(path: Path, changes: Sequence[str] = ()) -> Params:
             for name in sections:
                 section = section[name]
             section[last] = yaml.load(value)
-        except (KeyError, TypeError, YAMLError):
+        except (KeyError, TypeError):
             raise UserError(f"{change}: it should be key=value, with a key of {path.name} such as latent_dim") from None
+        except (YAMLError, ValueError, RecursionError):
+            raise UserError(f"{change}: its value is not valid YAML") from None
         if not equals:
             raise UserError(f"{change}: it should be key=value")
     return check(content, path.name)

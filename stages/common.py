@@ -5,6 +5,7 @@ import sys
 import time
 from argparse import ArgumentParser, RawTextHelpFormatter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def main(stage: Stage, *, resumes: bool = False, joins: bool = False) -> None:
     resumes: the stage goes on from checkpoints, and takes `fresh` to forget them. joins: `torchrun` may start several of it.
     """
     name = stage.__name__
-    parser = ArgumentParser(prog=f"python -m stages.{name}", description=stage.__doc__, formatter_class=RawTextHelpFormatter)
+    module = f"{Path(sys.argv[0]).parent.name}.{name}"
+    parser = ArgumentParser(prog=f"python -m {module}", description=stage.__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path(), help="folder to read from and write to (default: this one)")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="instead of what params.yaml says: latent_dim=32")
     if resumes:
@@ -60,7 +62,10 @@ def main(stage: Stage, *, resumes: bool = False, joins: bool = False) -> None:
 def share_data(root: Path) -> None:
     """Link another root's data/cifar10.npz to the one of the current folder, unless it has its own."""
     link, target = root / "data/cifar10.npz", Path("data/cifar10.npz").absolute()
-    if link.absolute() != target and not link.exists():
-        link.parent.mkdir(parents=True, exist_ok=True)
+    if link.exists() or link.parent.resolve() == target.parent.resolve():
+        return
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.is_symlink():  # to nothing
         link.unlink(missing_ok=True)
+    with suppress(FileExistsError):  # another process of the same training was first
         link.symlink_to(os.path.relpath(target, link.parent.resolve()))
