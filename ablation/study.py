@@ -81,7 +81,9 @@ def study(params: Params, root: Path) -> None:
         commands["all"] = f"dvc exp run ablation/dvc.yaml -S 'ablation.recipe=[{params.recipe}]'"
     commands |= {name: command(used, commands["all"], len(found)) for name, (_, used) in drawn.items()}
     both_ways = [point for point in found if point[0]["point"]["latent_dim"] in without]
-    commands |= {"table_1": commands["all"], "table_2": command(both_ways, commands["all"], len(found))}
+    commands["table_1"] = commands["all"]
+    if both_ways:
+        commands["table_2"] = command(both_ways, commands["all"], len(found))
     write_json(folder / "study.json", {"recipe": params.recipe, "claims": claims, "commands": commands})
     name = f"study_{params.recipe}"
     write_json(root / f"reports/metrics/{name}.json", {name: {claim["name"]: claim["verdict"] for claim in claims}})

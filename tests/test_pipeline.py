@@ -7,11 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from simsiam.files import read_npz
+from simsiam.files import read_npz, write_json
 from tests.clones import ROOT, make_clone, run, set_params
 
 STAGES: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
@@ -197,30 +196,19 @@ def test_bad_parameters_through_dvc(clone: Path, change: str, message: str) -> N
     run("dvc", "checkout", "--force", at=clone, check=False)
 
 
-def test_the_grid(clone: Path) -> None:
-    """Two latent dimensions, of which one is trained already; then a third, which is one more encoder."""
-    changes = {"latent_dim": [2, 8], "without_stop_gradient": [], "few_labels": {"latent_dim": [8], "share": [0.25]}}
-    changes |= {"shap_mass": {"latent_dim": [8], "images": 10, "background": 10}}
-    set_params(clone, **{f"ablation__{key}": value for key, value in changes.items()})
-    told = run("dvc", "repro", "ablation/dvc.yaml", at=clone)
-    assert "pretrain: going on from step 12 of 12" in told.stderr and told.stderr.count("pretrain: going on") == 1
-    encoder = "ablation/points/laptop/2-true-0/models/encoder.pt"
-    assert (clone / encoder).read_bytes() == (clone / "models/encoder.pt").read_bytes()
-
-    study = clone / "reports/study/laptop"
-    figures = {path.stem for path in study.glob("*.png")}
-    assert figures == {"accuracy", "spectra", "figure_1", "figure_2", "figure_3", "few_labels"}
-    table = pd.read_csv(study / "table_1.csv").set_index(["latent_dim", "encoder"])
-    of_two = json.loads((clone / "reports/metrics/linear_eval.json").read_text())["linear_eval"]["latent"]["top1"]
-    assert table.loc[(2, "frozen"), "top1"] == of_two and len(table) == 4
+def test_the_page_has_the_study(clone: Path) -> None:
+    folder, picture = clone / "reports/study/laptop", (clone / "reports/figures/maps.png").read_bytes()
+    folder.mkdir(parents=True)
+    claim = {key: f"the {key} <of> it" for key in ("name", "claim", "where", "rule", "finding", "command")}
+    study = {"recipe": "laptop", "claims": [claim | {"value": 0.5, "verdict": "does not hold"}]}
+    write_json(folder / "study.json", study | {"commands": {"all": "dvc x", "figure_1": "dvc y", "table_1": "dvc z"}})
+    (folder / "figure_1.png").write_bytes(picture)
+    (folder / "table_1.html").write_text("<table><tr><td>34.1</td></tr></table>")
+    run("python", "-m", "ablation.page", at=clone)
     page = (clone / "reports/index.html").read_text()
-    assert page.count("data:image/webp;base64,") == 9 + len(figures) and "The study, recipe laptop" in page
-    assert json.loads((clone / "ablation/results/laptop/8-true-0.json").read_text())["few_labels"]["25%"]["images"] == 100
-
-    assert "are up to date" in run("dvc", "repro", "ablation/dvc.yaml", at=clone).stdout
-    set_params(clone, ablation__latent_dim=[2, 8, 16])
-    status = json.loads(run("dvc", "status", "--json", "ablation/dvc.yaml", at=clone).stdout)
-    assert {name.split(":")[-1].split("@")[-1] for name in status} == {"laptop-16-true-0"}
+    assert page.count("data:image/webp;base64,") == 10 and "<td>34.1</td>" in page and "dvc y" in page and "dvc z" in page
+    assert 'class="does-not-hold">does not hold' in page and "the finding &lt;of&gt; it" in page
+    shutil.rmtree(folder)
 
 
 def test_a_folder_without_git_is_told_what_to_do(tmp_path: Path) -> None:
