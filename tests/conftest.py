@@ -21,7 +21,7 @@ SMALL = HERE / "data/cifar10_500.npz"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, one for each test process."""
-    long = ["test_pipeline.py", "test_survival.py", "test_grid.py"]
+    long = ["test_pipeline.py", "test_survival.py"]
     items.sort(key=lambda item: item.path.name not in long)
 
 

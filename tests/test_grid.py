@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from tests.clones import make_clone, run, set_params
 
 
+@pytest.mark.long
 def test_the_grid(tmp_path: Path) -> None:
     """Two latent dimensions, of which one is trained already; then a third, which is one more encoder."""
     make_clone(tmp_path)
