@@ -58,6 +58,9 @@ def make_clone(clone: Path, *, save_every: float = 60.0) -> None:
     source = (clone / "simsiam/engine.py").read_text()
     assert "SAVE_EVERY = 60.0" in source
     (clone / "simsiam/engine.py").write_text(source.replace("SAVE_EVERY = 60.0", f"SAVE_EVERY = {save_every}"))
+    source = (clone / "stages/linear_eval.py").read_text()
+    assert "FEW_LABELS_STEPS = 500" in source
+    (clone / "stages/linear_eval.py").write_text(source.replace("FEW_LABELS_STEPS = 500", "FEW_LABELS_STEPS = 5"))
     set_params(
         clone,
         data__source=str(SMALL),
