@@ -1,7 +1,7 @@
 """What Lind, Bosch & Hu concluded, put to the test on the study's numbers.
 
-Each claim has a number, a rule, and a verdict by that rule: it holds, it does not, or it cannot be told at this scale. The rules
-were written when of the `laptop` grid only the pipeline's default point was known.
+Each claim has a number, a rule, and a verdict by that rule: it holds, it does not, or it cannot be told at this scale. The
+rules were written when of the `laptop` grid only the pipeline's default point was known.
 """
 
 from collections.abc import Callable
