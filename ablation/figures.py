@@ -15,24 +15,21 @@ from simsiam.plots import COLOURS, NETWORKS, SPACES, class_legend, outline, pict
 Arrays = dict[str, NDArray[Any]]  # one of ablation/results/<recipe>/*.npz
 Point = tuple[Result, Arrays]
 STYLES = ("-", "--", ":", "-.")
+LINES = {  # what an accuracy was read from: its name, colour and style
+    "finetuned": ("fine-tuned", COLOURS[4], "-o"),
+    "finetuned_backbone": ("fine-tuned, head on backbone", COLOURS[6], "-o"),
+    "backbone": ("linear on backbone", COLOURS[0], "-o"),
+    "latent": ("linear on latent", COLOURS[2], "-o"),
+    "finetuned_random": ("fine-tuned from a random encoder", COLOURS[4], "--s"),
+    "random_backbone": ("linear on random encoder's backbone", COLOURS[8], "--s"),
+    "random_latent": ("linear on random encoder's latent", COLOURS[5], "--s"),
+}
 
 
 def maps(arrays: Arrays) -> pd.DataFrame:
     """The coordinates of a point's maps, with the class of each row, as `simsiam.plots` draws them."""
     frame = pd.DataFrame({name.removeprefix("maps_"): array for name, array in arrays.items() if name.startswith("maps_")})
     return frame.assign(**{"class": [CLASSES[int(label)] for label in frame["label"]]})
-
-
-def figure_1(point: Point) -> Figure:
-    """The report's Figure 1: the latent of two dimensions as it is, frozen and fine-tuned."""
-    frame = maps(point[1])
-    figure = Figure(figsize=(12, 5.8), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for axes, space, title in zip(panels, ("latent", "finetuned"), ("frozen", "fine-tuned"), strict=True):
-        scatter(axes, frame, space)
-        axes.set(title=f"A latent of two dimensions, {title}", xlabel="latent dimension 1", ylabel="latent dimension 2")
-    class_legend(figure, panels[0])
-    return figure
 
 
 def figure_2(point: Point) -> Figure:
@@ -103,14 +100,9 @@ def accuracy_figure(points: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     trained = points[points["stop_gradient"]]
     seeds = int(trained.groupby("latent_dim").size().min())
-    for column, name, colour, style in (
-        ("finetuned_top1", "fine-tuned", COLOURS[4], "-o"),
-        ("backbone_top1", "linear on backbone", COLOURS[0], "-o"),
-        ("latent_top1", "linear on latent", COLOURS[2], "-o"),
-        ("random_backbone_top1", "linear on random encoder's backbone", COLOURS[8], "--s"),
-        ("random_latent_top1", "linear on random encoder's latent", COLOURS[5], "--s"),
-    ):
-        by_dim = trained.groupby("latent_dim")[column]
+    for space in ("finetuned", "finetuned_backbone", "backbone", "latent", "random_backbone", "random_latent"):
+        name, colour, style = LINES[space]
+        by_dim = trained.groupby("latent_dim")[f"{space}_top1"]
         mean = by_dim.mean()
         spread = 2 * by_dim.std() if seeds > 1 else 1.96 * np.sqrt(mean * (1 - mean) / TEST_IMAGES)
         axes.errorbar(mean.index, 100 * mean, 100 * spread, fmt=style, color=colour, capsize=3, markersize=5, label=name)
@@ -147,7 +139,7 @@ def collapse_figure(points: list[Point]) -> Figure:
     for axes in (loss, spread):
         axes.grid(alpha=0.3)
     loss.legend(frameon=False)
-    figure.suptitle("Pretraining with and without stop-gradient: means over 50 steps", fontsize=11)
+    figure.suptitle("Pretraining with and without stop-gradient: means over 50 steps or so", fontsize=11)
     return figure
 
 
@@ -181,15 +173,9 @@ def few_labels_figure(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(8.5, 4.6 * len(dims)), layout="constrained")
     for axes, dim in zip(figure.subplots(len(dims), 1, squeeze=False)[:, 0], dims, strict=True):
         rows = table[table["latent_dim"] == dim]
-        for column, name, colour, style in (
-            ("finetuned", "fine-tuned", COLOURS[4], "-o"),
-            ("linear_backbone", "linear on backbone", COLOURS[0], "-o"),
-            ("linear_latent", "linear on latent", COLOURS[2], "-o"),
-            ("finetuned_random", "fine-tuned from a random encoder", COLOURS[4], "--s"),
-            ("linear_random_backbone", "linear on random encoder's backbone", COLOURS[8], "--s"),
-        ):
-            if column in rows:
-                axes.plot(rows["labels"], 100 * rows[column], style, color=colour, label=name)
+        for space, (name, colour, style) in LINES.items():
+            if space in rows:
+                axes.plot(rows["labels"], 100 * rows[space], style, color=colour, label=name)
         axes.set(title=f"Learning from few labels (d = {dim})", xlabel="labelled training images", ylabel="top-1 (%)")
         axes.set(xscale="log", ylim=(0, None))
         axes.set_xticks(list(rows["labels"]), [f"{count:,.0f}" for count in rows["labels"]])
