@@ -9,13 +9,14 @@ from simsiam.files import read_json, read_npz, write_json, write_npz
 from simsiam.params import Params
 from stages.common import main
 
-STAGES = ("pretrain", "embed", "linear_eval", "finetune", "project", "explain", "few_labels", "shap_mass")
+STAGES = ("pretrain", "embed", "linear_eval", "finetune", "project", "explain", "finetunings", "shap_mass")
 
 
 def collect(params: Params, root: Path) -> None:
     """Write <point>.json with every metric, and <point>.npz with curve, maps and SHAP values, to ablation/results/<recipe>/.
 
-    The SHAP values are summed over the channels, in half precision.
+    That is a folder of the repository, not of `root`, which is the point's. The SHAP values are summed over the channels, in
+    half precision.
     """
     result = {"point": {name: getattr(params, name) for name in ("recipe", "latent_dim", "stop_gradient", "seed")}}
     for stage in STAGES:

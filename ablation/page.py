@@ -5,13 +5,14 @@ from pathlib import Path
 
 from simsiam.params import Params
 from stages.common import main
-from stages.report import STAGES, report
+from stages.report import STAGES, write_page
 
 
 def page(params: Params, root: Path) -> None:
     """Write reports/index.html anew, where `dvc repro` has made what else is on it."""
-    if all((root / f"reports/metrics/{stage}.json").exists() for stage in STAGES):
-        report(params, root)
+    needed = [root / f"reports/metrics/{stage}.json" for stage in STAGES] + [root / "reports/settings.yaml"]
+    if all(path.exists() for path in needed):
+        write_page(params, root)
     else:
         print(
             "page: the study is in reports/study/; `dvc repro` runs the rest of the page and puts it there", file=sys.stderr

@@ -13,16 +13,16 @@ from ablation.figures import (
     accuracy_figure,
     collapse_figure,
     few_labels_figure,
-    figure_1,
     figure_2,
     figure_3,
+    maps,
     spectra_figure,
 )
 from ablation.tables import few_labels_table, html, markdown, points_table, table_1, table_2
 from simsiam.errors import UserError
 from simsiam.files import read_json, read_npz, write_json, write_text
 from simsiam.params import Params
-from simsiam.plots import save
+from simsiam.plots import plane_figure, save
 from simsiam.report import published
 from stages.common import main
 
@@ -45,14 +45,6 @@ def study(params: Params, root: Path) -> None:
         "few_labels": few_labels_table(results),
     }
     tables = {name: table for name, table in tables.items() if not table.empty}
-    for old in folder.glob("*.*"):  # of a grid with other points
-        old.unlink()
-    write_text(folder / "points.csv", points.round(6).to_csv(index=False))
-    for name, table in tables.items():
-        write_text(folder / f"{name}.csv", table.round(6).to_csv(index=False))
-        write_text(folder / f"{name}.md", markdown(table))
-        write_text(folder / f"{name}.html", html(table))
-
     drawn: dict[str, tuple[Figure, list[Point]]] = {}
     first = list({order(**point[0]["point"])[:2]: point for point in reversed(found)}.values())[::-1]  # seed of each
     by_dim = {
@@ -64,26 +56,34 @@ def study(params: Params, root: Path) -> None:
         drawn["accuracy"] = accuracy_figure(points), found
         drawn["figure_2"] = figure_2(by_dim[max(by_dim)]), [by_dim[max(by_dim)]]
     if 2 in by_dim:
-        drawn["figure_1"] = figure_1(by_dim[2]), [by_dim[2]]
+        drawn["figure_1"] = plane_figure(maps(by_dim[2][1])), [by_dim[2]]
     if explained := [by_dim[dim] for dim in SHAP_DIMS if dim in by_dim]:
         drawn["figure_3"] = figure_3(explained), explained
     if without:
         drawn["collapse"] = collapse_figure(first), [point for point in first if point[0]["point"]["latent_dim"] in without]
     if "few_labels" in tables:
-        drawn["few_labels"] = few_labels_figure(tables["few_labels"]), [p for p in found if len(p[0]["few_labels"]) > 1]
-    for name, (figure, _) in drawn.items():
-        save(folder / f"{name}.png", figure)
+        used = [point for point in found if point[0]["finetunings"]["few_labels"]]
+        drawn["few_labels"] = few_labels_figure(tables["few_labels"]), used
 
     pretraining, model = params.chosen.pretrain, params.chosen.model
-    claims = all_claims(points, results, floor=2 / pretraining.batch_size**0.5 if model.latent_norm else 0.0)
-    commands = {"all": "dvc repro ablation/dvc.yaml"}
-    if params.recipe not in params.ablation.recipe:
-        commands["all"] = f"dvc exp run ablation/dvc.yaml -S 'ablation.recipe=[{params.recipe}]'"
+    floor = 2 / pretraining.batch_size**0.5 if model.latent_norm else 0.0
+    claims = all_claims(points, results, whole_grid(params), floor)
+    commands = {"all": whole_grid(params)}
     commands |= {name: command(used, commands["all"], len(found)) for name, (_, used) in drawn.items()}
     both_ways = [point for point in found if point[0]["point"]["latent_dim"] in without]
     commands["table_1"] = commands["all"]
     if both_ways:
         commands["table_2"] = command(both_ways, commands["all"], len(found))
+
+    for old in folder.glob("*.*"):  # of a grid with other points
+        old.unlink()
+    write_text(folder / "points.csv", points.round(6).to_csv(index=False))
+    for name, table in tables.items():
+        write_text(folder / f"{name}.csv", table.round(6).to_csv(index=False))
+        write_text(folder / f"{name}.md", markdown(table))
+        write_text(folder / f"{name}.html", html(table))
+    for name, (figure, _) in drawn.items():
+        save(folder / f"{name}.png", figure)
     write_json(folder / "study.json", {"recipe": params.recipe, "claims": claims, "commands": commands})
     name = f"study_{params.recipe}"
     write_json(root / f"reports/metrics/{name}.json", {name: {claim["name"]: claim["verdict"] for claim in claims}})
@@ -112,8 +112,15 @@ def read_points(params: Params, root: Path) -> list[Point]:
     if missing:
         print(f"study: without {', '.join(missing)}, of which there are no results", file=sys.stderr)
     if not points:
-        raise UserError(f"there are no results of recipe {params.recipe}: `dvc repro ablation/dvc.yaml` makes them")
+        raise UserError(f"there are no results of recipe {params.recipe}: `{whole_grid(params)}` makes them")
     return sorted(points, key=lambda point: order(**point[0]["point"]))
+
+
+def whole_grid(params: Params) -> str:
+    """The command that runs every point of the recipe, and draws the study."""
+    if params.recipe in params.ablation.recipe:
+        return "dvc repro ablation/dvc.yaml"
+    return f"dvc exp run ablation/dvc.yaml -S 'ablation.recipe=[{params.recipe}]'"
 
 
 def order(latent_dim: int, stop_gradient: bool, seed: int, **_: str) -> tuple[bool, int, int]:

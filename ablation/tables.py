@@ -19,6 +19,7 @@ def points_table(results: list[Result]) -> pd.DataFrame:
         for space, name in SPACES.items():
             row |= {f"{space}_{score}": result["linear_eval"][name][score] for score in ("top1", "top5")}
         row |= {f"finetuned_{score}": result["finetune"][score] for score in ("top1", "top5")}
+        row |= {f"finetuned_backbone_{score}": result["finetunings"]["backbone"][score] for score in ("top1", "top5")}
         row |= {f"{column(space)}_knn": value for space, value in result["embed"]["knn"].items()}
         row |= {"z_std": result["embed"]["collapse"]["z_std"], "loss": trained["loss"]}
         row |= {f"{column(space)}_rankme": value for space, value in result["embed"]["rankme"].items()}
@@ -56,20 +57,24 @@ def table_2(points: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
 def _beside_published(points: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     """Mean and deviation over seeds of the top-1 and top-5 read from the latent; controls; what the report has.
 
-    backbone_top1 is the linear evaluation of the backbone, random_latent_top1 that of a random encoder's latent: both belong
-    to a frozen encoder. seconds: of pretraining beside a frozen encoder, of fine-tuning beside a fine-tuned one. Empty where
-    there are no points.
+    backbone_top1 is the same with the linear layer on the backbone; random_latent_top1, beside a frozen encoder, is the
+    linear evaluation of a random encoder's latent. seconds: of pretraining beside a frozen encoder, of fine-tuning beside a
+    fine-tuned one. Empty where there are no points.
     """
     if points.empty:
         return pd.DataFrame()
     rows = []
     for (stop_gradient, latent_dim), group in points.groupby(["stop_gradient", "latent_dim"]):
-        for encoder, space in (("frozen", "latent"), ("fine-tuned", "finetuned")):
+        for encoder, space, backbone in (
+            ("frozen", "latent", "backbone"),
+            ("fine-tuned", "finetuned", "finetuned_backbone"),
+        ):
             row: dict[str, Any] = {"latent_dim": latent_dim, "encoder": encoder, "stop_gradient": stop_gradient}
             for score in ("top1", "top5"):
                 row |= {score: group[f"{space}_{score}"].mean(), f"{score}_sd": group[f"{space}_{score}"].std()}
+            row["backbone_top1"] = group[f"{backbone}_top1"].mean()
             if encoder == "frozen":
-                row |= {name: group[name].mean() for name in ("backbone_top1", "random_latent_top1")}
+                row["random_latent_top1"] = group["random_latent_top1"].mean()
             row |= {"seeds": len(group), "epochs": group["epochs"].iloc[0]}
             row["seconds"] = group["seconds" if encoder == "frozen" else "finetuned_seconds"].mean()
             row["device"] = ", ".join(sorted(set(group["device"])))
@@ -89,13 +94,13 @@ def few_labels_table(results: list[Result]) -> pd.DataFrame:
     """
     rows = []
     for result in results:
-        linear, tuned_on = result["linear_eval"], result["few_labels"]
-        for share in (key for key in tuned_on if key != "run"):
+        linear = result["linear_eval"]
+        for share, tuned in result["finetunings"]["few_labels"].items():
             every = {space: linear[space]["top1"] for space in ("backbone", "latent", "random")}
             probes = every if share == "100%" else linear["few_labels"].get(share, {})
-            row = {"latent_dim": result["point"]["latent_dim"], "labels": tuned_on[share]["images"]}
-            row |= {f"linear_{column(space)}": value for space, value in probes.items()}
-            rows.append(row | {"finetuned": tuned_on[share]["pretrained"], "finetuned_random": tuned_on[share]["random"]})
+            row = {"latent_dim": result["point"]["latent_dim"], "labels": tuned["images"]}
+            row |= {column(space): value for space, value in probes.items()}
+            rows.append(row | {"finetuned": tuned["pretrained"], "finetuned_random": tuned["random"]})
     frame = pd.DataFrame(rows)
     return frame if frame.empty else frame.groupby(["latent_dim", "labels"], as_index=False).mean()
 
@@ -149,9 +154,9 @@ NAMES = {
     "published_top1": "report's top-1",
     "published_top5": "report's top-5",
     "published_epochs": "report's epochs",
-    "linear_backbone": "linear on backbone",
-    "linear_latent": "linear on latent",
-    "linear_random_backbone": "linear on random encoder's backbone",
+    "backbone": "linear on backbone",
+    "latent": "linear on latent",
+    "random_backbone": "linear on random encoder's backbone",
     "finetuned": "fine-tuned",
     "finetuned_random": "the same from a random encoder",
 }

@@ -28,7 +28,7 @@ Record = dict[str, float]
 LossOf = Callable[[nn.Module, Tensor, Generator], tuple[Tensor, dict[str, Tensor]]]
 
 LOOK_EVERY = 20  # steps between two looks at the numbers: a look makes a GPU wait
-RECORD_EVERY = 50  # steps of an epoch that share a record
+RECORD_EVERY = 50  # steps of an epoch that share a record; fewer than half of it are not left for the last
 SAVE_EVERY = 60.0  # seconds between two checkpoints
 COMPILE_FROM = {"cpu": 1_000_000, "cuda": 10_000_000}  # examples in a training from which compiling it pays
 
@@ -51,9 +51,8 @@ class TrainSettings:
 class Result:
     """What a training leaves besides the weights."""
 
-    records: list[
-        Record
-    ]  # every 50 steps and at an epoch's end: epoch, step, lr, and means since the last of what is watched
+    # Every 50 steps or so and at an epoch's end: epoch, step, lr, and means since the last of what is watched.
+    records: list[Record]
     seconds: float  # in the loop, over all sessions of a resumed training
     images_per_second: float  # examples per second of the loop
     machine: dict[str, Any]  # what it ran on, with its `precision`
@@ -207,7 +206,7 @@ def train(
                 now.watched[step] = torch.stack([loss.detach().float(), *(value.float() for value in extras.values())])
                 bar.update(batch_size)
                 last, overdue = step == steps - 1, time.monotonic() - saved > SAVE_EVERY
-                record = last or (step + 1) % RECORD_EVERY == 0
+                record = last or ((step + 1) % RECORD_EVERY == 0 and 2 * (steps - step - 1) >= RECORD_EVERY)
                 look = record or now.step % look_every == 0
                 if not look and (processes > 1 or not (stop or overdue)):  # several processes have to look together
                     continue
@@ -216,7 +215,8 @@ def train(
                 numbers = zip(now.names, seen[-1].tolist(), strict=True)
                 bar.set_postfix({key: f"{number:.3f}" for key, number in numbers}, refresh=False)
                 if record:
-                    means = dict(zip(now.names, seen[step // RECORD_EVERY * RECORD_EVERY :].mean(0).tolist(), strict=True))
+                    since = max(0, int(now.records[-1]["step"]) - epoch * steps) if now.records else 0
+                    means = dict(zip(now.names, seen[since:].mean(0).tolist(), strict=True))
                     at = {"epoch": round(epoch + (step + 1) / steps, 3), "step": now.step, "lr": peak * factor}
                     now.records = [*now.records, at | means]
                 if last and rank == 0:

@@ -18,7 +18,7 @@ from simsiam.data import CLASSES, Labels, split
 from simsiam.engine import Record, Result, TrainSettings, train
 from simsiam.features import extract
 from simsiam.metrics import top_k
-from simsiam.models import Classifier, Encoder, seeded
+from simsiam.models import Classifier, Encoder, Space, seeded
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,11 @@ def finetune(
     settings: TrainSettings,
     lrs: list[float],
     held_out: int,
+    space: Space = "latent",
     store_for: Callable[[dict[str, Any]], AbstractContextManager[Store | None]] = lambda trial: nullcontext(),
     on_epoch: Callable[[list[Record]], None] = lambda records: None,
 ) -> Finetuned:
-    """Train a copy of `encoder` and a new linear head on its latent with cross-entropy; `encoder` itself is not touched.
+    """Train a copy of `encoder` and a new linear head on its `space` with cross-entropy; `encoder` itself is not touched.
 
     images: (N, 3, S, S) uint8 on the device to train on; labels (N,). Of several candidate learning rates the one with
     the best top-1 on a held-out slice of the given images, after training on the rest, is used to train on all of them.
@@ -56,8 +57,8 @@ def finetune(
         indices: NDArray[np.int64], lr: float, name: str, report: Callable[[list[Record]], None]
     ) -> tuple[Classifier, Result]:
         with seeded(settings.seed):
-            head = nn.Linear(encoder.settings.latent_dim, len(CLASSES))
-        classifier = Classifier(copy.deepcopy(encoder), head)
+            head = nn.Linear(encoder.backbone.dim if space == "backbone" else encoder.settings.latent_dim, len(CLASSES))
+        classifier = Classifier(copy.deepcopy(encoder), head, space)
         classifier.to(images.device).to(memory_format=torch.channels_last)
         chosen = torch.from_numpy(indices).to(images.device)
 
@@ -91,8 +92,12 @@ def finetune(
 
 
 def predict(classifier: Classifier, images: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Logits (N, classes) and latents (N, latent_dim) of images (N, 3, S, S) uint8, in evaluation mode."""
-    _, latents = extract(classifier.encoder, images, name="predict")
+    """Logits (N, classes), and what the head reads, of images (N, 3, S, S) uint8, in evaluation mode.
+
+    The head reads latents (N, latent_dim), or features (N, 8 * width) where the classifier's space is the backbone.
+    """
+    features, latents = extract(classifier.encoder, images, name="predict")
+    read = features if classifier.space == "backbone" else latents
     with torch.inference_mode():
-        logits = classifier.head(torch.from_numpy(latents).to(images.device)).cpu().numpy()
-    return logits, latents
+        logits = classifier.head(torch.from_numpy(read).to(images.device)).cpu().numpy()
+    return logits, read

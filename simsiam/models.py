@@ -24,6 +24,7 @@ NORMALISATION = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 SMALLEST_BOTTLENECK = 32
+Space = Literal["backbone", "latent"]  # an encoder's two outputs
 
 
 @dataclass(frozen=True)
@@ -199,15 +200,17 @@ class SimSiam(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Images -> logits (N, classes): a linear layer on an encoder's latent. What SHAP explains."""
+    """Images -> logits (N, classes): a linear layer on an encoder's latent, or on its backbone's features."""
 
-    def __init__(self, encoder: Encoder, head: nn.Linear) -> None:
+    def __init__(self, encoder: Encoder, head: nn.Linear, space: Space = "latent") -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
+        self.space = space
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.encoder(images)[1])
+        features = self.encoder.backbone(images)
+        logits: Tensor = self.head(features if self.space == "backbone" else self.encoder.projector(features))
         return logits
 
 

@@ -1,4 +1,4 @@
-"""The schema of params.yaml: every key that may be set, its type and its range. Only stages import it."""
+"""The schema of params.yaml: every key that may be set, its type and its range. The library knows nothing of it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,7 +174,7 @@ class FewLabels(Section):
 
 class ShapMass(Section):
     latent_dim: list[LatentDim]
-    images: Annotated[int, Field(ge=10, le=TEST_IMAGES)]
+    images: Annotated[int, Field(ge=10, lt=TEST_IMAGES)]
     background: Annotated[int, Field(ge=10, le=1_000)]
 
 

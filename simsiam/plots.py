@@ -29,8 +29,6 @@ SPACES = {  # name in metrics and tables -> (how it is called in figures, colour
     "random_latent": ("random encoder's latent", "#a96b59", "--"),
     "finetuned": ("fine-tuned latent", "#832db6", "-"),
 }
-
-
 NETWORKS = {"frozen": "frozen", "finetuned": "fine-tuned"}
 
 

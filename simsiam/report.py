@@ -48,7 +48,7 @@ def accuracy_rows(metrics: Metrics) -> list[tuple[str, float, str]]:
 def embedded(png: bytes) -> str:
     """A PNG as a data URL, in WebP, which is smaller."""
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").save(buffer, "WEBP", quality=90)
+    Image.open(io.BytesIO(png)).convert("RGB").save(buffer, "WEBP", quality=80, method=6)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

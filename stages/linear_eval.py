@@ -23,8 +23,6 @@ SPACES = {  # name in the metrics -> arrays of data/features.npz
     "random": "random_backbone",
     "random_latent": "random_latent",
 }
-
-
 FEW_LABELS_STEPS = 500  # of training, at least, however few the labels
 
 

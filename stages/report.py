@@ -16,27 +16,37 @@ STAGES = ("download", "pretrain", "embed", "linear_eval", "finetune", "project",
 
 
 def report(params: Params, root: Path) -> None:
-    """Write reports/index.html with all that the other stages found, and the last two figures.
+    """Write reports/index.html with all that the other stages found, the last two figures, and the settings that ran."""
+    figures, curves = root / "reports/figures", root / "reports/curves"
+    save(figures / "curves.png", curves_figure(pd.read_csv(curves / "pretrain.csv"), pd.read_csv(curves / "finetune.csv")))
+    save(figures / "accuracies.png", accuracies_figure(accuracy_rows(read_metrics(root))))
+    write_text(root / "reports/settings.yaml", settings_that_ran(params))
+    write_page(params, root)
+
+
+def write_page(params: Params, root: Path) -> None:
+    """Write reports/index.html from what lies in reports/.
 
     The study is on it where there is one in reports/study/. That is no dependency in dvc.yaml, because then every
     `dvc repro` would run the whole grid; `dvc repro ablation/dvc.yaml` makes the page anew itself.
     """
-    metrics: Metrics = {}
-    for stage in STAGES:
-        metrics |= read_json(root / f"reports/metrics/{stage}.json")
-    figures = root / "reports/figures"
-    curves = root / "reports/curves"
-    save(figures / "curves.png", curves_figure(pd.read_csv(curves / "pretrain.csv"), pd.read_csv(curves / "finetune.csv")))
-    save(figures / "accuracies.png", accuracies_figure(accuracy_rows(metrics)))
     names = ("accuracies", "confusion", "curves", "latent_plane", "maps", "neighbours", "shap", "spectrum", "variance")
     page = render(
         params.report.title,
-        metrics,
-        {name: (figures / f"{name}.png").read_bytes() for name in names},
-        settings_that_ran(params),
+        read_metrics(root),
+        {name: (root / f"reports/figures/{name}.png").read_bytes() for name in names},
+        (root / "reports/settings.yaml").read_text(),
         [read_study(path.parent) for path in sorted((root / "reports/study").glob("*/study.json"))],
     )
     write_text(root / "reports/index.html", page)
+
+
+def read_metrics(root: Path) -> Metrics:
+    """Every stage's metrics, by the stage's name."""
+    metrics: Metrics = {}
+    for stage in STAGES:
+        metrics |= read_json(root / f"reports/metrics/{stage}.json")
+    return metrics
 
 
 def read_study(folder: Path) -> Study:

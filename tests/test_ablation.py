@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 from ruamel.yaml import YAML
 
-from ablation.claims import CLAIMS, all_claims
+from ablation.claims import CLAIMS, all_claims, noise
 from ablation.study import read_points
 from ablation.tables import few_labels_table, markdown, points_table, table_1, table_2
 from simsiam.errors import UserError
@@ -58,7 +58,10 @@ def result(latent_dim: int, latent: float, finetuned: float, *, stop_gradient: b
         "project": {name: space for name in ("latent", "backbone", "random")}
         | {"finetuned": {"silhouette": finetuned - 0.5, "pca_variance_2": 0.3}}
         | {"centroid_distances": {"latent": distances.tolist()}},
-        "few_labels": {"1%": {"images": 500, "pretrained": 0.35, "random": 0.25}, "run": []},
+        "finetunings": {
+            "backbone": {"top1": finetuned + 0.1, "top5": finetuned + 0.2},
+            "few_labels": {"1%": {"images": 500, "pretrained": 0.35, "random": 0.25}},
+        },
         "shap_mass": shap | {"images": 100},
     }
 
@@ -70,7 +73,7 @@ def grid() -> list[dict[str, Any]]:
 
 
 def verdicts(results: list[dict[str, Any]]) -> dict[str, str]:
-    return {claim["name"]: claim["verdict"] for claim in all_claims(points_table(results), results)}
+    return {claim["name"]: claim["verdict"] for claim in all_claims(points_table(results), results, "dvc x")}
 
 
 def test_where_all_is_as_the_report_says() -> None:
@@ -124,23 +127,42 @@ def test_with_batchnorm_on_the_latent_a_collapse_does_not_reach_zero() -> None:
     results = grid()
     results[-1]["embed"]["collapse"]["z_std"] = 0.2
     points = points_table(results)
-    told = [{claim["name"]: claim["verdict"] for claim in all_claims(points, results, floor)} for floor in (0.0, 0.18, 0.5)]
+    told = [
+        {claim["name"]: claim["verdict"] for claim in all_claims(points, results, "dvc x", floor)}
+        for floor in (0.0, 0.18, 0.5)
+    ]
     assert [each["collapse"] for each in told] == ["cannot be told", "holds", "holds"]
     results[-1]["embed"]["collapse"]["z_std"] = 0.85
-    told = [{claim["name"]: claim["verdict"] for claim in all_claims(points_table(results), results, 0.5)}]
+    told = [{claim["name"]: claim["verdict"] for claim in all_claims(points_table(results), results, "dvc x", 0.5)}]
     assert told[0]["collapse"] == "does not hold"
+
+
+def test_accuracies_at_two_dimensions_are_not_taken_for_seeds() -> None:
+    results = [*grid(), result(2, 0.11, 0.495, stop_gradient=False)]
+    assert verdicts(results)["finetuning_hides_stop_gradient"] == "holds"
+
+
+def test_with_several_seeds_noise_is_wider_than_with_many() -> None:
+    """Half the 95 % interval of Student's t, beside that of the test images."""
+    pair, exact = pd.Series([0.30, 0.34]), pd.Series([0.40])
+    of_images = 0.32 * 0.68 / 10_000 + 0.4 * 0.6 / 10_000
+    assert noise(pair, exact) == pytest.approx(12.706 * np.sqrt(0.04**2 / 2 / 2 + of_images), rel=1e-3)
+    assert noise(exact, exact) == pytest.approx(1.96 * np.sqrt(2 * 0.24 / 10_000), rel=1e-3)
 
 
 def test_claims_are_plain_json_with_their_numbers() -> None:
     results = grid()
     points = points_table(results)
-    claims = {claim["name"]: claim for claim in json.loads(json.dumps(all_claims(points, results), allow_nan=False))}
+    claims = {
+        claim["name"]: claim for claim in json.loads(json.dumps(all_claims(points, results, "dvc x"), allow_nan=False))
+    }
     assert claims["falls_with_dimension"]["value"] == pytest.approx(0.15)
     assert "20.0% at d = 2" in claims["falls_with_dimension"]["finding"]
     clusters = scipy.stats.spearmanr(points["latent_silhouette"], points["latent_top1"])
     assert claims["accuracy_goes_with_clusters"]["value"] == pytest.approx(clusters.statistic)
     assert "(p = 0.017)" in claims["accuracy_goes_with_clusters"]["finding"]  # 2 of the 120 permutations
-    assert "latent_dim=512 -S stop_gradient=false" in claims["collapse"]["command"]
+    assert "-S seed=0 -S latent_dim=512 -S stop_gradient=false" in claims["collapse"]["command"]
+    assert claims["falls_with_dimension"]["command"] == "dvc x"
 
 
 def test_tables_have_the_published_number_beside_ours() -> None:
@@ -149,7 +171,7 @@ def test_tables_have_the_published_number_beside_ours() -> None:
     assert list(first.index) == [(d, encoder) for d in (512, 32, 8, 2) for encoder in ("frozen", "fine-tuned")]
     assert first.loc[512, "seconds"].tolist() == [100.0, 10.0]
     assert first.loc[(512, "frozen"), ["top1", "published_top1", "published_top5"]].tolist() == [0.35, 0.341, 0.851]
-    assert first.loc[(2, "fine-tuned"), ["top1", "published_top1"]].tolist() == [0.50, 0.627]
+    assert first.loc[(2, "fine-tuned"), ["top1", "published_top1", "backbone_top1"]].tolist() == [0.50, 0.627, 0.60]
     second = table_2(points, published())
     assert second[["encoder", "stop_gradient", "top1", "published_top1"]].to_numpy().tolist() == [
         ["frozen", True, 0.35, 0.341],
@@ -172,11 +194,11 @@ def test_seeds_become_means_and_deviations() -> None:
 
 def test_few_labels() -> None:
     results = [result(512, 0.3, 0.5), result(512, 0.3, 0.5, seed=1), result(8, 0.3, 0.5)]
-    results[1]["few_labels"]["1%"]["pretrained"] = 0.45
-    results[2]["few_labels"] = {"run": []}
+    results[1]["finetunings"]["few_labels"]["1%"]["pretrained"] = 0.45
+    results[2]["finetunings"]["few_labels"] = {}
     table = few_labels_table(results)
     assert len(table) == 1
-    assert table.iloc[0][["labels", "finetuned", "finetuned_random", "linear_latent"]].tolist() == pytest.approx(
+    assert table.iloc[0][["labels", "finetuned", "finetuned_random", "latent"]].tolist() == pytest.approx(
         [500, 0.4, 0.25, 0.2]
     )
 
@@ -215,23 +237,24 @@ def test_the_grid_runs_with_and_without_stop_gradient_alike() -> None:
 
 
 def test_the_committed_study_is_of_the_committed_results() -> None:
-    """Tables and claims come from the committed points, by this code, and no point of the grid is missing."""
+    """Tables and claims come from the committed points, by this code."""
     params = load(ROOT / "params.yaml")
-    for recipe in params.ablation.recipe:
-        folder = ROOT / "reports/study" / recipe
-        results = [result for result, _ in read_points(params.model_copy(update={"recipe": recipe}), ROOT)]
+    for folder in (ROOT / "reports/study").iterdir():
+        results = [result for result, _ in read_points(params.model_copy(update={"recipe": folder.name}), ROOT)]
         points = points_table(results)
-        dims = len(params.ablation.latent_dim) + len(params.ablation.without_stop_gradient)
-        assert len(points) == dims * len(params.ablation.seed)
+        if folder.name == "laptop":
+            assert set(points["latent_dim"]) >= {2, 8, 32, 128, 512, 2048} and not points["stop_gradient"].all()
         pd.testing.assert_frame_equal(pd.read_csv(folder / "points.csv"), points.round(6), check_dtype=False)
         claims = json.loads((folder / "study.json").read_text())["claims"]
         assert [(claim["name"], claim["verdict"], claim["finding"]) for claim in claims] == [
-            (claim["name"], claim["verdict"], claim["finding"]) for claim in all_claims(points, results)
+            (claim["name"], claim["verdict"], claim["finding"]) for claim in all_claims(points, results, "")
         ]
 
 
 def test_only_the_grids_points_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     params = load(ROOT / "params.yaml")
+    grid = params.ablation.model_copy(update={"latent_dim": [2, 8, 32], "without_stop_gradient": [512], "seed": [0]})
+    params = params.model_copy(update={"ablation": grid})
     for name in ("2-true-0", "512-false-0", "64-true-0"):
         latent_dim, stop_gradient, seed = name.split("-")
         point = {"latent_dim": int(latent_dim), "stop_gradient": stop_gradient == "true", "seed": int(seed)}
@@ -239,6 +262,6 @@ def test_only_the_grids_points_are_read(tmp_path: Path, capsys: pytest.CaptureFi
         write_npz(tmp_path / f"ablation/results/laptop/{name}.npz", curve_step=np.arange(3))
     found = [result["point"] for result, _ in read_points(params, tmp_path)]
     assert [(point["latent_dim"], point["stop_gradient"]) for point in found] == [(2, True), (512, False)]
-    assert "without 8-true-0, 32-true-0, 128-true-0, 512-true-0, 2048-true-0, of which" in capsys.readouterr().err
+    assert "without 8-true-0, 32-true-0, of which" in capsys.readouterr().err
     with pytest.raises(UserError, match="no results of recipe paper"):
         read_points(params.model_copy(update={"recipe": "paper"}), tmp_path)

@@ -1,5 +1,6 @@
 """The training loop: the optimiser against a plain one, resume bit for bit, and how it ends when it has to."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -53,7 +54,9 @@ def test_cosine() -> None:
     assert all(cosine(step + 1, 100) < cosine(step, 100) for step in range(100))
 
 
-def test_equals_a_loop_written_out() -> None:
+@pytest.mark.parametrize(("record_every", "records"), [(50, [4, 8, 12]), (2, [2, 4, 6, 8, 10, 12]), (3, [4, 8, 12])])
+def test_equals_a_loop_written_out(record_every: int, records: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simsiam.engine.RECORD_EVERY", record_every)
     ours = Watched()
     result = ours.run()
     theirs = Watched()
@@ -68,10 +71,10 @@ def test_equals_a_loop_written_out() -> None:
         losses.append(loss.item())
     torch.testing.assert_close(ours.model.weight, theirs.model.weight, atol=1e-6, rtol=0)
     torch.testing.assert_close(ours.model.bias, theirs.model.bias, atol=1e-6, rtol=0)
-    assert [record["loss"] for record in result.records] == pytest.approx(
-        [sum(losses[n : n + 4]) / 4 for n in range(0, 12, 4)], rel=1e-5
-    )
-    assert [record["step"] for record in result.records] == [4, 8, 12]
+    means = [sum(losses[start:end]) / (end - start) for start, end in itertools.pairwise([0, *records])]
+    assert [record["loss"] for record in result.records] == pytest.approx(means, rel=1e-5)
+    assert [record["step"] for record in result.records] == records
+    assert [record["epoch"] for record in result.records] == [step / 4 for step in records]
 
 
 def test_an_epoch_is_a_permutation_without_the_last_incomplete_batch() -> None:
@@ -109,6 +112,7 @@ def test_a_killed_run_ends_bit_for_bit_as_an_uninterrupted_one(
     tmp_path: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("simsiam.engine.SAVE_EVERY", 0.0)  # a checkpoint after every step
+    monkeypatch.setattr("simsiam.engine.RECORD_EVERY", 2)
     whole = Watched()
     expected = whole.run()
     killed, resumed = Watched(), Watched()

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from simsiam.errors import UserError
-from simsiam.explain import MaxPoolOfRelus, explain
+from simsiam.explain import MaxPoolOfRelus, explain, mass_by_quadrant, mass_radius
 from simsiam.metrics import spectrum
-from simsiam.models import Classifier, Encoder, EncoderSettings
-from simsiam.projection import knn_in_plane, map_trustworthiness, pca, silhouette, tsne
+from simsiam.models import BasicBlock, Classifier, Encoder, EncoderSettings
+from simsiam.projection import centroid_distances, knn_in_plane, map_trustworthiness, pca, silhouette, tsne
 from stages.explain import classes_to_show
 from tests.conftest import rng
 
@@ -29,6 +29,30 @@ def test_values_add_up(tiny: EncoderSettings, images: Tensor, stem: str) -> None
     np.testing.assert_allclose(found.logits, logits, atol=1e-5)
     np.testing.assert_allclose(found.values.sum((1, 2, 3)), logits - expected, atol=1e-3)
     assert found.residual < 1e-3 and np.abs(found.values).max() > 1e-4
+
+
+def test_as_the_stock_network_is_written_values_do_not_add_up(tiny: EncoderSettings, images: Tensor) -> None:
+    pixels = images.float() / 255
+    classifier = Classifier(Encoder(tiny), nn.Linear(tiny.latent_dim, 10))
+    for block in (module for module in classifier.modules() if isinstance(module, BasicBlock)):
+        nn.init.ones_(block.bn2.weight)  # else blocks are shortcuts, and their first ReLU has no part
+    ours, stock = (explain(classifier, pixels[:2], pixels[100:110], name="test", stock=stock) for stock in (False, True))
+    np.testing.assert_allclose(stock.logits, ours.logits, atol=1e-5)
+    assert ours.residual < 1e-5 and stock.residual > 1e-3
+
+
+def test_mass_by_quadrant_and_radius() -> None:
+    values = np.zeros((6, 3, 32, 32, 10), np.float32)
+    for number, (row, column) in enumerate(((0, 0), (0, 31), (31, 0), (31, 31))):
+        values[number, 1, row, column, 7] = -2.0  # whatever its sign
+    values[4, :, :16] = 1.0
+    values[5, 0, 15:17, 15:17, 3] = 1.0
+    values[5, 0, 0, 0] = 1.0
+    values[5, 1, 0, 0] = -1.0  # channels that cancel out are no mass
+    np.testing.assert_allclose(mass_by_quadrant(values), [*np.eye(4), [0.5, 0.5, 0, 0], [0.25] * 4])
+    radius = mass_radius(values)
+    np.testing.assert_allclose(radius[[0, 1, 2, 3, 5]], [15.5 * 2**0.5] * 4 + [0.5**0.5])
+    assert mass_radius(np.ones((1, 3, 32, 32, 10), np.float32))[0] == pytest.approx(12.2, abs=0.05)
 
 
 def test_values_of_a_linear_network_are_weight_times_difference(tiny: EncoderSettings, images: Tensor) -> None:
@@ -99,3 +123,11 @@ def test_cluster_quality_at_its_limits() -> None:
     assert silhouette(apart, labels) > 0.95 and abs(silhouette(noise, labels)) < 0.15
     assert knn_in_plane(apart, labels) == 1 and knn_in_plane(noise, labels) < 0.6
     assert map_trustworthiness(apart, 3 * apart) == pytest.approx(1)
+
+
+def test_distances_of_the_classes_are_in_units_of_their_spread() -> None:
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    features = np.array([[-1, 0], [1, 0], [9, 0], [11, 0], [0, 4], [0, 6]], np.float32)  # each 1 from its mean
+    expected = [[0, 10, 5], [10, 0, 125**0.5], [5, 125**0.5, 0]]
+    np.testing.assert_allclose(centroid_distances(features, labels), expected, rtol=1e-6)
+    np.testing.assert_allclose(centroid_distances(7 * features + 3, labels), expected, rtol=1e-6)

@@ -13,7 +13,7 @@ from simsiam.data import Cifar10, to_tensor
 from simsiam.engine import TrainSettings
 from simsiam.finetune import finetune, predict
 from simsiam.metrics import top_k
-from simsiam.models import Classifier, Encoder, EncoderSettings, SimSiam
+from simsiam.models import Classifier, Encoder, EncoderSettings, SimSiam, Space
 from simsiam.pretrain import pretrain
 
 VIEW = AugmentSettings(16, (0.5, 1.0), 0.5, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.0)
@@ -89,14 +89,28 @@ def test_the_rate_is_chosen_on_held_out_images(tiny: EncoderSettings, images: Te
     assert tuned.lr == 0.2 and tuned.held_out_top1[0.2] > tuned.held_out_top1[1e-6]
 
 
-def test_predict_is_the_classifier(tiny: EncoderSettings, cifar: Cifar10) -> None:
-    classifier = Classifier(Encoder(tiny), torch.nn.Linear(tiny.latent_dim, 10)).eval()
+def test_with_its_head_on_the_backbone_the_projector_has_no_part(
+    tiny: EncoderSettings, images: Tensor, cifar: Cifar10
+) -> None:
+    encoder = Encoder(tiny)
+    settings = replace(SETTINGS, epochs=1)
+    tuned = finetune(
+        encoder, images, cifar.y_train, augment=VIEW, settings=settings, lrs=[0.1], held_out=50, space="backbone"
+    ).classifier
+    assert all(map(torch.equal, tuned.encoder.projector.state_dict().values(), encoder.projector.state_dict().values()))
+    assert not any(map(torch.equal, tuned.encoder.backbone.parameters(), encoder.backbone.parameters()))
+
+
+@pytest.mark.parametrize("space", ["backbone", "latent"])
+def test_predict_is_the_classifier(tiny: EncoderSettings, cifar: Cifar10, space: Space) -> None:
+    size = 64 if space == "backbone" else 8
+    classifier = Classifier(Encoder(tiny), torch.nn.Linear(size, 10), space).eval()
     pixels = to_tensor(cifar.x_test, torch.device("cpu"))
-    logits, latents = predict(classifier, pixels)
+    logits, read = predict(classifier, pixels)
     with torch.inference_mode():
         expected = classifier(pixels.float() / 255).numpy()
     np.testing.assert_allclose(logits, expected, atol=1e-5, rtol=1e-4)
-    assert latents.shape == (100, 8)
+    assert read.shape == (100, size)
 
 
 @pytest.mark.parametrize("stop_gradient", [True, False])

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -13,7 +14,8 @@ from tests.clones import make_clone, run, set_params
 def test_the_grid(tmp_path: Path) -> None:
     """Two latent dimensions, of which one is trained already; then a third, which is one more encoder."""
     make_clone(tmp_path)
-    changes = {"latent_dim": [2, 8], "without_stop_gradient": [], "few_labels": {"latent_dim": [8], "share": [0.25]}}
+    changes: dict[str, Any] = {"latent_dim": [2, 8], "without_stop_gradient": [8]}
+    changes |= {"few_labels": {"latent_dim": [8], "share": [0.25, 1.0]}}
     changes |= {"shap_mass": {"latent_dim": [8], "images": 10, "background": 10}}
     set_params(tmp_path, latent_dim=2, **{f"ablation__{key}": value for key, value in changes.items()})
     run("dvc", "repro", "pretrain", at=tmp_path)
@@ -25,14 +27,16 @@ def test_the_grid(tmp_path: Path) -> None:
 
     study = tmp_path / "reports/study/laptop"
     assert {path.stem for path in study.glob("*.png")} == {
-        "accuracy", "spectra", "figure_1", "figure_2", "figure_3", "few_labels",
+        "accuracy", "collapse", "spectra", "figure_1", "figure_2", "figure_3", "few_labels",
     }  # fmt: skip
     table = pd.read_csv(study / "table_1.csv").set_index(["latent_dim", "encoder"])
     metrics = tmp_path / "ablation/points/laptop/2-true-0/reports/metrics/linear_eval.json"
     of_two = json.loads(metrics.read_text())["linear_eval"]["latent"]["top1"]
     assert table.loc[(2, "frozen"), "top1"] == of_two and len(table) == 4
+    assert pd.read_csv(study / "table_2.csv")["stop_gradient"].tolist() == [True, True, False, False]
     result = json.loads((tmp_path / "ablation/results/laptop/8-true-0.json").read_text())
-    assert result["few_labels"]["25%"]["images"] == 100
+    assert result["finetunings"]["few_labels"]["25%"]["images"] == 100
+    assert result["finetunings"]["few_labels"]["100%"]["pretrained"] == result["finetune"]["top1"]
 
     set_params(tmp_path, ablation__latent_dim=[2, 8, 16])
     status = json.loads(run("dvc", "status", "--json", "ablation/dvc.yaml", at=tmp_path).stdout)

@@ -51,6 +51,41 @@ def test_a_stage_depends_on_what_it_imports(stage: str) -> None:
     assert STAGES[stage]["cmd"] == f"python -m stages.{stage}"
 
 
+def test_the_readme_says_what_the_committed_runs_found() -> None:
+    """Of the last commit, as the workspace may hold an experiment."""
+
+    def committed(path: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(run("git", "show", f"HEAD:reports/{path}.json", at=ROOT).stdout)
+        return content
+
+    readme = (ROOT / "README.md").read_text()
+    linear, knn = committed("metrics/linear_eval")["linear_eval"], committed("metrics/embed")["embed"]["knn"]
+    tuned, trained = committed("metrics/finetune")["finetune"], committed("metrics/pretrain")["pretrain"]
+    few = linear["few_labels"]["1%"]
+
+    def top(scores: dict[str, float], mark: str = "") -> str:
+        return f"{mark}{100 * scores['top1']:.1f} %{mark} / {100 * scores['top5']:.1f} %"
+
+    expected = [
+        f"| linear on backbone, top-1 / top-5 | {top(linear['backbone'], '**')} | {top(linear['random'])} |",
+        f"| the same with 1 % of the labels, top-1 | {100 * few['backbone']:.1f} % | {100 * few['random']:.1f} % |",
+        f"| linear on latent, top-1 / top-5 | {top(linear['latent'])} | {top(linear['random_latent'])} |",
+        f"| kNN on backbone, top-1 | {100 * knn['backbone']:.1f} % | {100 * knn['random']:.1f} % |",
+        f"| fine-tuned, {tuned['epochs']} epoch, top-1 / top-5 | {top(tuned)} | |",
+        f"{trained['epochs']} epochs of pretraining in {trained['seconds']:.0f} s",
+    ]
+    for claim in committed("study/laptop/study")["claims"]:
+        expected.append(f"| {claim['claim']} | **{claim['verdict']}** | {claim['finding']} |")
+    models = committed("benchmarks/throughput")["models"].values()
+    for loop, name in (("ours", ""), ("bare", "ours/bare"), ("lightly", "ours/lightly"), ("plain", "ours/plain")):
+        cells = []
+        for model in models:
+            speed = f"{model['pairs_per_second'][loop]['median']:.3g}"
+            cells.append(f"{speed} (ours: {model['ratios'][name]:.2f} times)" if name else speed)
+        expected.append(f" | {' | '.join(cells)} |")
+    assert [line for line in expected if line not in readme] == []
+
+
 def test_packages_import_nothing() -> None:
     for package in ("simsiam", "stages"):
         assert imports(ROOT / package / "__init__.py") == set()
@@ -180,22 +215,6 @@ def test_metrics_and_plots_are_readable(clone: Path) -> None:
     assert "Pretraining z_std" in page and "backbone_tsne_1" in page and "#3f90da" in page
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ("recipe=desktop", "params.yaml: recipe is 'desktop': it should be 'laptop', 'report' or 'paper'"),
-        ("recipes.laptop.pretrain.batch_size=401", "batch_size is 401 but there are only 400 images"),
-    ],
-)
-def test_bad_parameters_through_dvc(clone: Path, change: str, message: str) -> None:
-    result = run("dvc", "exp", "run", "-S", change, at=clone, check=False)
-    assert result.returncode != 0
-    assert f"{message}" in result.stdout + result.stderr and "Traceback" not in result.stdout + result.stderr
-    run("git", "checkout", "params.yaml", at=clone)
-    set_params(clone, latent_dim=2)
-    run("dvc", "checkout", "--force", at=clone, check=False)
-
-
 def test_the_page_has_the_study(clone: Path) -> None:
     folder, picture = clone / "reports/study/laptop", (clone / "reports/figures/maps.png").read_bytes()
     folder.mkdir(parents=True)
@@ -209,6 +228,22 @@ def test_the_page_has_the_study(clone: Path) -> None:
     assert page.count("data:image/webp;base64,") == 10 and "<td>34.1</td>" in page and "dvc y" in page and "dvc z" in page
     assert 'class="does-not-hold">does not hold' in page and "the finding &lt;of&gt; it" in page
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("recipe=desktop", "params.yaml: recipe is 'desktop': it should be 'laptop', 'report' or 'paper'"),
+        ("recipes.laptop.pretrain.batch_size=401", "batch_size is 401 but there are only 400 images"),
+    ],
+)
+def test_bad_parameters_through_dvc(clone: Path, change: str, message: str) -> None:
+    result = run("dvc", "exp", "run", "-S", change, at=clone, check=False)
+    assert result.returncode != 0
+    assert f"{message}" in result.stdout + result.stderr and "Traceback" not in result.stdout + result.stderr
+    run("git", "checkout", "params.yaml", at=clone)
+    set_params(clone, latent_dim=2)
+    run("dvc", "checkout", "--force", "dvc.yaml", at=clone)
 
 
 def test_a_folder_without_git_is_told_what_to_do(tmp_path: Path) -> None:
