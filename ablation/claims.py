@@ -1,8 +1,8 @@
 """What Lind, Bosch & Hu concluded, put to the test on the study's numbers.
 
 Each claim has a number, a rule, and a verdict by that rule: it holds, it does not, or it cannot be told at this scale. The
-rules were first written when of the `laptop` grid only the pipeline's default point was known (commit a4436fb); some were made
-stricter or plainer since. By the first ones the verdicts on that grid are the same.
+rules were first written when of the `laptop` grid only the pipeline's default point was known (commit a4436fb); some were
+made stricter or plainer since. By the first ones the verdicts on that grid are the same.
 """
 
 from collections.abc import Callable

@@ -164,6 +164,7 @@ def test_the_report_opens_offline_and_shows_the_run(clone: Path) -> None:
     assert page.count("data:image/webp;base64,") == len(list((clone / "reports/figures").glob("*.png"))) == 9
     top1 = json.loads((clone / "reports/metrics/linear_eval.json").read_text())["linear_eval"]["backbone"]["top1"]
     assert f"{top1:.1%}" in page and "latent dimension <b>2</b>" in page
+    assert "25% of the training images' labels" in page
     assert all(published in page for published in ("91.8%", "34.1%", "60.9%", "10.4%"))
 
 
@@ -223,8 +224,12 @@ def test_the_page_has_the_study(clone: Path) -> None:
     write_json(folder / "study.json", study | {"commands": {"all": "dvc x", "figure_1": "dvc y", "table_1": "dvc z"}})
     (folder / "figure_1.png").write_bytes(picture)
     (folder / "table_1.html").write_text("<table><tr><td>34.1</td></tr></table>")
+    before = (clone / "params.yaml").read_text()
+    set_params(clone, linear_eval__epochs=77)
     run("python", "-m", "ablation.page", at=clone)
+    (clone / "params.yaml").write_text(before)
     page = (clone / "reports/index.html").read_text()
+    assert "  epochs: 3\n" in page and "  epochs: 77\n" not in page  # what ran, not what would run next
     assert page.count("data:image/webp;base64,") == 10 and "<td>34.1</td>" in page and "dvc y" in page and "dvc z" in page
     assert 'class="does-not-hold">does not hold' in page and "the finding &lt;of&gt; it" in page
     shutil.rmtree(folder)
