@@ -66,25 +66,31 @@ def figure_3(points: list[Point]) -> Figure:
     networks = ("finetuned", "frozen")
     every = [values(arrays, network, row) for _, arrays in points for network in networks for row in range(rows)]
     limit = max(float(np.quantile(np.abs(every), 0.995)), 1e-12)
-    figure = Figure(
-        figsize=(max(7, 1.05 * (1 + outputs * len(points)) + 0.9), 2 * (1.35 * rows + 0.9)), layout="constrained"
-    )
+    # A column for the image, and for each dimension an empty one and one for each class.
+    widths = [1.0] + len(points) * [0.25, *outputs * [1.0]]
+    figure = Figure(figsize=(max(7, 1.05 * sum(widths) + 0.9), 2 * (1.35 * rows + 1.2)), layout="constrained")
     figure.suptitle("What speaks for (red) and against (blue) a class, by SHAP; under the class its logit", fontsize=11)
     for part, network in zip(np.ravel(np.array(figure.subfigures(2, 1))), networks, strict=True):
-        grid = part.subplots(rows, 1 + outputs * len(points), squeeze=False)
+        grid = part.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
         for row in range(rows):
             picture(grid[row][0], images[row], CLASSES[labels[row]], "black")
         for number, (result, arrays) in enumerate(points):
-            columns = slice(1 + number * outputs, 1 + (number + 1) * outputs)
+            gap = 1 + number * (1 + outputs)
+            block = grid[:, gap + 1 : gap + 1 + outputs]
             for row in range(rows):
-                for place, (axes, label) in enumerate(zip(grid[row][columns], shown[row], strict=True)):
+                grid[row][gap].set_axis_off()
+                for place, (axes, label) in enumerate(zip(block[row], shown[row], strict=True)):
                     axes.imshow(images[row].mean(-1), cmap="gray", alpha=0.25, vmin=0, vmax=255)
                     pixels = values(arrays, network, row)[..., place]
                     drawn = axes.imshow(pixels, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.85)
                     outline(axes, f"{CLASSES[label]}\n{arrays[f'shap_{network}_logits'][row, label]:+.1f}", "#b9b9b9")
-            residual = result["explain"]["residual"][network]
-            words = f"d = {result['point']['latent_dim']}; adds up to within {residual:.0e}"
-            grid[-1][columns][0].set_xlabel(words, fontsize=9, loc="left")
+            dim, residual = result["point"]["latent_dim"], result["explain"]["residual"][network]
+            block[-1][0].set_xlabel(f"d = {dim}: adds up to within {residual:.0e}", fontsize=9, loc="left")
+            above = {"xycoords": "axes fraction", "xytext": (0, 30), "textcoords": "offset points"}
+            middle = block[0][(outputs - 1) // 2]
+            head = middle.annotate(f"d = {dim}", (1, 1), **above, fontsize=10, weight="bold", ha="center")
+            for words in (head, block[-1][0].xaxis.label):
+                words.set_in_layout(False)  # else they push the columns apart
         part.suptitle(f"{NETWORKS[network]} network", fontsize=11, x=0.01, ha="left", weight="bold")
         ticks = [-limit, 0, limit]
         part.colorbar(drawn, ax=list(grid.flat), shrink=0.6, aspect=40, ticks=ticks, format="%.2g", label="SHAP value")
@@ -104,18 +110,23 @@ def accuracy_figure(points: pd.DataFrame) -> Figure:
         name, colour, style = LINES[space]
         by_dim = trained.groupby("latent_dim")[f"{space}_top1"]
         mean = by_dim.mean()
-        spread = 2 * by_dim.std() if seeds > 1 else 1.96 * np.sqrt(mean * (1 - mean) / TEST_IMAGES)
-        axes.errorbar(mean.index, 100 * mean, 100 * spread, fmt=style, color=colour, capsize=3, markersize=5, label=name)
+        bars = half_bars(mean, by_dim.std())
+        axes.errorbar(mean.index, 100 * mean, 100 * bars, fmt=style, color=colour, capsize=3, markersize=5, label=name)
     axes.axhline(10, color="black", linestyle=":", linewidth=1)
     axes.text(mean.index[0], 10.8, "chance", fontsize=8)
-    bars = f"two deviations over {seeds} seeds" if seeds > 1 else "what 10,000 test images leave open, 95 %; one seed"
-    axes.set(title=f"Accuracy and the size of the latent (bars: {bars})", xscale="log", ylim=(0, None))
+    words = f"two deviations over {seeds} seeds" if seeds > 1 else "what 10,000 test images leave open, 95 %; one seed"
+    axes.set(title=f"Accuracy and the size of the latent (bars: {words})", xscale="log", ylim=(0, None))
     axes.set(xlabel="latent dimension d", ylabel="top-1 (%)")
     axes.set_xticks(list(mean.index), [str(dim) for dim in mean.index])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     figure.legend(frameon=False, loc="outside lower center", ncols=3)
     return figure
+
+
+def half_bars(mean: pd.Series, deviation: pd.Series) -> pd.Series:
+    """Two deviations over seeds, or with one seed half the 95 % interval of an accuracy on the test images."""
+    return (2 * deviation).fillna(1.96 * np.sqrt(mean * (1 - mean) / TEST_IMAGES))
 
 
 def collapse_figure(points: list[Point]) -> Figure:
@@ -168,14 +179,18 @@ def spectra_figure(points: list[Point]) -> Figure:
 
 
 def few_labels_figure(table: pd.DataFrame) -> Figure:
-    """Top-1 against the number of labels, linear and fine-tuned, pretrained and random: a panel for each dimension."""
+    """Top-1 against the number of labels, linear and fine-tuned, pretrained and random: a panel for each dimension.
+
+    Bars as in `accuracy_figure`.
+    """
     dims = list(table["latent_dim"].unique())
     figure = Figure(figsize=(8.5, 4.6 * len(dims)), layout="constrained")
     for axes, dim in zip(figure.subplots(len(dims), 1, squeeze=False)[:, 0], dims, strict=True):
         rows = table[table["latent_dim"] == dim]
         for space, (name, colour, style) in LINES.items():
             if space in rows:
-                axes.plot(rows["labels"], 100 * rows[space], style, color=colour, label=name)
+                bars = half_bars(rows[space], rows[f"{space}_sd"])
+                axes.errorbar(rows["labels"], 100 * rows[space], 100 * bars, fmt=style, color=colour, capsize=3, label=name)
         axes.set(title=f"Learning from few labels (d = {dim})", xlabel="labelled training images", ylabel="top-1 (%)")
         axes.set(xscale="log", ylim=(0, None))
         axes.set_xticks(list(rows["labels"]), [f"{count:,.0f}" for count in rows["labels"]])

@@ -18,10 +18,10 @@ from ablation.figures import (
     maps,
     spectra_figure,
 )
-from ablation.tables import few_labels_table, html, markdown, points_table, table_1, table_2
+from ablation.tables import few_labels_table, html, markdown, points_table, shap_mass_table, table_1, table_2
 from simsiam.errors import UserError
 from simsiam.files import read_json, read_npz, write_json, write_text
-from simsiam.params import Params
+from simsiam.params import Ablation, Params
 from simsiam.plots import plane_figure, save
 from simsiam.report import published
 from stages.common import main
@@ -43,6 +43,7 @@ def study(params: Params, root: Path) -> None:
         "table_1": table_1(points, published()),
         "table_2": table_2(points, published()),
         "few_labels": few_labels_table(results),
+        "shap_mass": shap_mass_table(results),
     }
     tables = {name: table for name, table in tables.items() if not table.empty}
     drawn: dict[str, tuple[Figure, list[Point]]] = {}
@@ -65,13 +66,13 @@ def study(params: Params, root: Path) -> None:
         used = [point for point in found if point[0]["finetunings"]["few_labels"]]
         drawn["few_labels"] = few_labels_figure(tables["few_labels"]), used
 
-    pretraining, model = params.chosen.pretrain, params.chosen.model
-    floor = 2 / pretraining.batch_size**0.5 if model.latent_norm else 0.0
-    claims = all_claims(points, results, whole_grid(params), floor)
+    claims = all_claims(points, results, whole_grid(params), collapsed_z_std(params))
     commands = {"all": whole_grid(params)}
     commands |= {name: command(used, commands["all"], len(found)) for name, (_, used) in drawn.items()}
     both_ways = [point for point in found if point[0]["point"]["latent_dim"] in without]
     commands["table_1"] = commands["all"]
+    if "shap_mass" in tables:
+        commands["shap_mass"] = command([p for p in found if "frozen" in p[0]["shap_mass"]], commands["all"], len(found))
     if both_ways:
         commands["table_2"] = command(both_ways, commands["all"], len(found))
 
@@ -100,8 +101,7 @@ def read_points(params: Params, root: Path) -> list[Point]:
     folder, grid = root / "ablation/results" / params.recipe, params.ablation
     wanted: Iterable[str] = [path.stem for path in folder.glob("*.json")]
     if params.recipe in grid.recipe:
-        dims = [(dim, True) for dim in grid.latent_dim] + [(dim, False) for dim in grid.without_stop_gradient]
-        wanted = [point_name(dim, stop_gradient, seed) for dim, stop_gradient in dims for seed in grid.seed]
+        wanted = [point_name(*point) for point in grid_points(grid)]
     points, missing = [], []
     for name in wanted:
         paths = folder / f"{name}.json", folder / f"{name}.npz"
@@ -114,6 +114,23 @@ def read_points(params: Params, root: Path) -> list[Point]:
     if not points:
         raise UserError(f"there are no results of recipe {params.recipe}: `{whole_grid(params)}` makes them")
     return sorted(points, key=lambda point: order(**point[0]["point"]))
+
+
+def grid_points(grid: Ablation) -> list[tuple[int, bool, int]]:
+    """Latent dimension, stop-gradient and seed of every point of a recipe."""
+    dims = [(dim, True) for dim in grid.latent_dim] + [(dim, False) for dim in grid.without_stop_gradient]
+    return [(*dim, seed) for dim in dims for seed in grid.seed]
+
+
+def target(recipe: str, latent_dim: int, stop_gradient: bool, seed: int) -> str:
+    """DVC's name of the stage that a point ends with."""
+    stage = "collect" if stop_gradient else "collect_without"
+    return f"ablation/dvc.yaml:{stage}@{recipe}-{point_name(latent_dim, stop_gradient, seed)}"
+
+
+def collapsed_z_std(params: Params) -> float:
+    """What BatchNorm on the latent, where the recipe has it, leaves of z_std when all latents have collapsed."""
+    return 2 / params.chosen.pretrain.batch_size**0.5 if params.chosen.model.latent_norm else 0.0
 
 
 def whole_grid(params: Params) -> str:
@@ -132,12 +149,7 @@ def command(used: list[Point], everything: str, count: int) -> str:
     """The command that runs these points of the grid, and draws them."""
     if len(used) == count or not everything.startswith("dvc repro"):
         return everything
-    names = []
-    for result, _ in used:
-        point = result["point"]
-        stage = "collect" if point["stop_gradient"] else "collect_without"
-        name = point_name(point["latent_dim"], point["stop_gradient"], point["seed"])
-        names.append(f"ablation/dvc.yaml:{stage}@{point['recipe']}-{name}")
+    names = [target(**result["point"]) for result, _ in used]
     return f"dvc repro {' '.join(names)} && python -m ablation.study recipe={used[0][0]['point']['recipe']}"
 
 

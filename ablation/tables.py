@@ -7,6 +7,13 @@ import pandas as pd
 
 # Column prefix -> name in the metrics of linear_eval, where "random" is the random encoder's backbone.
 SPACES = {"latent": "latent", "backbone": "backbone", "random_backbone": "random", "random_latent": "random_latent"}
+MASS_NETWORKS = {  # name in the metrics of shap_mass -> in words
+    "frozen": "frozen",
+    "finetuned": "fine-tuned",
+    "random": "random encoder",
+    "stock": "frozen, ReLUs used twice",
+}
+QUADRANTS = ("top_left", "top_right", "bottom_left", "bottom_right")
 Result = dict[str, Any]  # one of ablation/results/<recipe>/*.json
 
 
@@ -33,6 +40,7 @@ def points_table(results: list[Result]) -> pd.DataFrame:
             "finetuned_seconds": result["finetune"]["seconds"],
         }
         row |= {name: machine[name] for name in ("precision", "device")}
+        row["finetuned_device"] = result["finetune"]["trained"][0]["device"]
         rows.append(row)
     frame = pd.DataFrame(rows)
     return frame.sort_values(["stop_gradient", "latent_dim", "seed"], ascending=[False, True, True], ignore_index=True)
@@ -70,14 +78,15 @@ def _beside_published(points: pd.DataFrame, published: pd.DataFrame) -> pd.DataF
             ("fine-tuned", "finetuned", "finetuned_backbone"),
         ):
             row: dict[str, Any] = {"latent_dim": latent_dim, "encoder": encoder, "stop_gradient": stop_gradient}
-            for score in ("top1", "top5"):
-                row |= {score: group[f"{space}_{score}"].mean(), f"{score}_sd": group[f"{space}_{score}"].std()}
-            row["backbone_top1"] = group[f"{backbone}_top1"].mean()
+            columns = {"top1": f"{space}_top1", "top5": f"{space}_top5", "backbone_top1": f"{backbone}_top1"}
             if encoder == "frozen":
-                row["random_latent_top1"] = group["random_latent_top1"].mean()
+                columns["random_latent_top1"] = "random_latent_top1"
+            for name, measured in columns.items():
+                row |= {name: group[measured].mean(), f"{name}_sd": group[measured].std()}
             row |= {"seeds": len(group), "epochs": group["epochs"].iloc[0]}
-            row["seconds"] = group["seconds" if encoder == "frozen" else "finetuned_seconds"].mean()
-            row["device"] = ", ".join(sorted(set(group["device"])))
+            prefix = "" if encoder == "frozen" else "finetuned_"
+            row |= {"seconds": group[f"{prefix}seconds"].mean(), "seconds_sd": group[f"{prefix}seconds"].std()}
+            row["device"] = ", ".join(sorted(set(group[f"{prefix}device"])))
             rows.append(row)
     ours = pd.DataFrame(rows)
     theirs = published.assign(encoder=published["frozen"].map({True: "frozen", False: "fine-tuned"}))
@@ -90,7 +99,7 @@ def _beside_published(points: pd.DataFrame, published: pd.DataFrame) -> pd.DataF
 def few_labels_table(results: list[Result]) -> pd.DataFrame:
     """Top-1 by the number of labels: linear on the backbone and latent, and fine-tuned, each beside a random encoder.
 
-    Means over seeds, of the points that were fine-tuned on few labels.
+    Means and deviations over seeds, of the points that were fine-tuned on few labels.
     """
     rows = []
     for result in results:
@@ -101,8 +110,31 @@ def few_labels_table(results: list[Result]) -> pd.DataFrame:
             row = {"latent_dim": result["point"]["latent_dim"], "labels": tuned["images"]}
             row |= {column(space): value for space, value in probes.items()}
             rows.append(row | {"finetuned": tuned["pretrained"], "finetuned_random": tuned["random"]})
-    frame = pd.DataFrame(rows)
-    return frame if frame.empty else frame.groupby(["latent_dim", "labels"], as_index=False).mean()
+    if not rows:
+        return pd.DataFrame()
+    points = pd.DataFrame(rows).groupby(["latent_dim", "labels"])
+    return points.mean().join(points.std().add_suffix("_sd")).reset_index()
+
+
+def shap_mass_table(results: list[Result]) -> pd.DataFrame:
+    """Where in the image the SHAP mass lies, a row for each network of each point that was measured.
+
+    Of each quadrant its share, and the mean distance from the middle in pixels, with half of the 95 % interval over the
+    images; the residual is how far the values are from adding up to the logits.
+    """
+    rows = []
+    for result in results:
+        measured, point = result["shap_mass"], result["point"]
+        for network, name in MASS_NETWORKS.items():
+            if network in measured:
+                found = measured[network]
+                row = {"latent_dim": point["latent_dim"], "stop_gradient": point["stop_gradient"], "seed": point["seed"]}
+                row |= {"network": name, "images": measured["images"], "background": measured["background"]}
+                for place, share in zip(QUADRANTS, found["quadrants"], strict=True):
+                    row |= {place: share["mean"], f"{place}_ci": share["half_width"]}
+                row |= {"radius": found["radius"]["mean"], "radius_ci": found["radius"]["half_width"]}
+                rows.append(row | {"residual": found["residual"]})
+    return pd.DataFrame(rows)
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -119,13 +151,13 @@ def html(table: pd.DataFrame) -> str:
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as people read it: texts, accuracies in per cent with their deviation, and words for names."""
+    """The table as people read it: texts, shares in per cent with their deviation or interval, and words for names."""
     texts = pd.DataFrame(index=table.index)
     for name in table:
-        if not name.endswith("_sd"):
-            deviations = table.get(f"{name}_sd", pd.Series(float("nan"), table.index))
-            texts[NAMES.get(name, name)] = [
-                cell(name, value, deviation) for value, deviation in zip(table[name], deviations, strict=True)
+        if not name.endswith(("_sd", "_ci")):
+            unsure = table.get(f"{name}_sd", table.get(f"{name}_ci", pd.Series(float("nan"), table.index)))
+            texts[NAMES.get(name, name.replace("_", " "))] = [
+                cell(name, value, deviation) for value, deviation in zip(table[name], unsure, strict=True)
             ]
     return texts
 
@@ -138,9 +170,10 @@ def cell(name: str, value: Any, deviation: float) -> str:
         return "yes" if value else "no"
     if not isinstance(value, float):
         return str(value)
-    if name in ("seconds", "labels", "published_epochs"):
-        return f"{value:.0f}"
-    return f"{100 * value:.1f}" + ("" if pd.isna(deviation) else f" ± {100 * deviation:.1f}")
+    if name == "residual":
+        return f"{value:.0e}"
+    scale, places = (1, 0) if name in ("seconds", "labels", "published_epochs") else (1, 1) if name == "radius" else (100, 1)
+    return f"{scale * value:.{places}f}" + ("" if pd.isna(deviation) else f" ± {scale * deviation:.{places}f}")
 
 
 NAMES = {
@@ -159,4 +192,5 @@ NAMES = {
     "random_backbone": "linear on random encoder's backbone",
     "finetuned": "fine-tuned",
     "finetuned_random": "the same from a random encoder",
+    "radius": "distance from the middle, pixels",
 }
