@@ -13,8 +13,8 @@ import scipy.stats
 from ruamel.yaml import YAML
 
 from ablation.claims import CLAIMS, all_claims, noise
-from ablation.study import read_points
-from ablation.tables import few_labels_table, markdown, points_table, table_1, table_2
+from ablation.study import collapsed_z_std, read_points
+from ablation.tables import few_labels_table, markdown, points_table, shap_mass_table, table_1, table_2
 from simsiam.errors import UserError
 from simsiam.files import write_json, write_npz
 from simsiam.params import load
@@ -36,7 +36,11 @@ def result(latent_dim: int, latent: float, finetuned: float, *, stop_gradient: b
     linear = {"top1": latent, "top5": latent + 0.4, "confusion": confusion.tolist()}
     space = {"silhouette": latent - 0.5, "pca_variance_2": 0.8}
     shap = {
-        name: {"quadrants": [{"mean": share, "half_width": 0.01}] * 4, "radius": {"mean": 11.0, "half_width": 0.1}}
+        name: {
+            "quadrants": [{"mean": share, "half_width": 0.01}] * 4,
+            "radius": {"mean": 11.0, "half_width": 0.1},
+            "residual": 2e-6,
+        }
         for name, share in SHARES.items()
     }
     return {
@@ -54,7 +58,7 @@ def result(latent_dim: int, latent: float, finetuned: float, *, stop_gradient: b
         },
         "linear_eval": {"backbone": linear, "latent": linear, "random": linear, "random_latent": linear}
         | {"few_labels": {"1%": {"backbone": 0.3, "latent": 0.2, "random": 0.1}}},
-        "finetune": {"top1": finetuned, "top5": finetuned + 0.3, "seconds": 10.0},
+        "finetune": {"top1": finetuned, "top5": finetuned + 0.3, "seconds": 10.0, "trained": [{"device": "slide rule"}]},
         "project": {name: space for name in ("latent", "backbone", "random")}
         | {"finetuned": {"silhouette": finetuned - 0.5, "pca_variance_2": 0.3}}
         | {"centroid_distances": {"latent": distances.tolist()}},
@@ -62,7 +66,7 @@ def result(latent_dim: int, latent: float, finetuned: float, *, stop_gradient: b
             "backbone": {"top1": finetuned + 0.1, "top5": finetuned + 0.2},
             "few_labels": {"1%": {"images": 500, "pretrained": 0.35, "random": 0.25}},
         },
-        "shap_mass": shap | {"images": 100},
+        "shap_mass": shap | {"images": 100, "background": 10},
     }
 
 
@@ -170,6 +174,7 @@ def test_tables_have_the_published_number_beside_ours() -> None:
     first = table_1(points, published()).set_index(["latent_dim", "encoder"])
     assert list(first.index) == [(d, encoder) for d in (512, 32, 8, 2) for encoder in ("frozen", "fine-tuned")]
     assert first.loc[512, "seconds"].tolist() == [100.0, 10.0]
+    assert first.loc[512, "device"].tolist() == ["abacus", "slide rule"]
     assert first.loc[(512, "frozen"), ["top1", "published_top1", "published_top5"]].tolist() == [0.35, 0.341, 0.851]
     assert first.loc[(2, "fine-tuned"), ["top1", "published_top1", "backbone_top1"]].tolist() == [0.50, 0.627, 0.60]
     second = table_2(points, published())
@@ -201,6 +206,16 @@ def test_few_labels() -> None:
     assert table.iloc[0][["labels", "finetuned", "finetuned_random", "latent"]].tolist() == pytest.approx(
         [500, 0.4, 0.25, 0.2]
     )
+    assert table.iloc[0]["finetuned_sd"] == pytest.approx(0.1 / 2**0.5)
+
+
+def test_shap_mass_by_network() -> None:
+    results = [result(8, 0.3, 0.5), result(2, 0.3, 0.5)]
+    results[1]["shap_mass"] = {"run": []}
+    table = shap_mass_table(results).set_index("network")
+    assert list(table.index) == ["frozen", "fine-tuned", "random encoder", "frozen, ReLUs used twice"]
+    assert table["top_left"].tolist() == list(SHARES.values()) and set(table["latent_dim"]) == {8}
+    assert "| 36.0 ± 1.0 |" in markdown(table.reset_index()) and "| 11.0 ± 0.1 | 2e-06 |" in markdown(table.reset_index())
 
 
 def entries(stage: dict[str, Any], kind: str) -> set[str]:
@@ -240,14 +255,16 @@ def test_the_committed_study_is_of_the_committed_results() -> None:
     """Tables and claims come from the committed points, by this code."""
     params = load(ROOT / "params.yaml")
     for folder in (ROOT / "reports/study").iterdir():
-        results = [result for result, _ in read_points(params.model_copy(update={"recipe": folder.name}), ROOT)]
+        params = params.model_copy(update={"recipe": folder.name})
+        results = [result for result, _ in read_points(params, ROOT)]
         points = points_table(results)
         if folder.name == "laptop":
             assert set(points["latent_dim"]) >= {2, 8, 32, 128, 512, 2048} and not points["stop_gradient"].all()
         pd.testing.assert_frame_equal(pd.read_csv(folder / "points.csv"), points.round(6), check_dtype=False)
         claims = json.loads((folder / "study.json").read_text())["claims"]
         assert [(claim["name"], claim["verdict"], claim["finding"]) for claim in claims] == [
-            (claim["name"], claim["verdict"], claim["finding"]) for claim in all_claims(points, results, "")
+            (claim["name"], claim["verdict"], claim["finding"])
+            for claim in all_claims(points, results, "", collapsed_z_std(params))
         ]
 
 

@@ -1,10 +1,12 @@
 """Files are whole or not there; a checkpoint is of this training or not found; nothing that is read can run."""
 
+import io
 import os
 import pickle
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import torch
 
 from simsiam.checkpoint import Store, fingerprint, load_weights, open_store, save_weights
 from simsiam.errors import UserError
-from simsiam.files import atomic_write, read_json, read_npz, write_csv, write_json, write_npz
+from simsiam.files import atomic_write, read_json, read_npz, sha256, write_csv, write_json, write_npz
+from simsiam.models import load_classifier, load_encoder
 
 
 def test_the_newest_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
@@ -170,3 +173,23 @@ def test_json_has_no_nan_and_csv_no_ragged_rows(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fields"):
         write_csv(tmp_path / "x.csv", [{"a": 1.0}, {"a": 1.0, "b": 2.0}])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("load", [load_encoder, load_classifier, load_weights])
+def test_no_encoder_classifier_or_head_can_run_code(tmp_path: Path, load: Callable[[Path], object]) -> None:
+    torch.save(Malicious(tmp_path / "ran"), tmp_path / "weights.pt")
+    with pytest.raises(UserError, match="was refused"):
+        load(tmp_path / "weights.pt")
+    assert not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "weights.pt", weights_only=False)
+    assert (tmp_path / "ran").exists()  # it would have
+
+
+def test_no_checkpoint_can_run_code(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save(Malicious(tmp_path / "ran"), buffer)
+    content = buffer.getvalue()
+    (tmp_path / f"00000007-{sha256(content)[:16]}.pt").write_bytes(content)  # its digest is right
+    with pytest.raises(UserError, match="was refused"):
+        Store(tmp_path).latest()
+    assert not (tmp_path / "ran").exists()

@@ -32,13 +32,14 @@ class Watched:
         nn.init.zeros_(self.model.bias)
         self.batches: list[list[int]] = []
         self.stop_at = self.nan_at = self.signal_at = -1
+        self.signal = signal.SIGTERM
 
     def __call__(self, network: nn.Module, batch: Tensor, random: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         self.batches.append(batch.tolist())
         if len(self.batches) == self.stop_at:
             raise RuntimeError("killed")
         if len(self.batches) == self.signal_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.signal)
         noise = 0.01 * torch.randn(len(batch), 6, generator=random)
         loss = (network(X[batch] + noise) - Y[batch]).square().mean()
         return loss * (float("nan") if len(self.batches) == self.nan_at else 1), {"size": torch.tensor(float(len(batch)))}
@@ -133,16 +134,18 @@ def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
     assert result.records == expected.records
 
 
-def test_sigterm_saves_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_so(tmp_path: Path, number: signal.Signals, exit_code: int) -> None:
+    before = signal.getsignal(number)
     whole, stopped, resumed = Watched(), Watched(), Watched()
     whole.run()
-    stopped.signal_at = 6
+    stopped.signal_at, stopped.signal = 6, number
     with pytest.raises(Interrupted, match="step 6 of 12, saved") as caught:
         stopped.run(store=Store(tmp_path))
-    assert caught.value.exit_code == 143
+    assert caught.value.exit_code == exit_code
     resumed.run(store=Store(tmp_path))
     assert len(resumed.batches) == 6 and torch.equal(whole.model.weight, resumed.model.weight)
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(number) == before
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tmp_path: Path) -> None:
