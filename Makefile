@@ -1,7 +1,7 @@
 # make repro              set up and run the pipeline
 # make test               set up and pass the tests
 # make bench              throughput beside other libraries and in other arithmetic (about half an hour)
-# make soak               a small grid on 500 images; kill trainings at random moments and see that nothing is lost (about 15 minutes)
+# make soak               a small grid on 500 images; kill trainings at random moments and see that nothing is lost (about 20 minutes)
 # make clean-checkpoints  show what the checkpoint store holds, and free it
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
