@@ -127,6 +127,21 @@ def test_a_difference_within_chance_tells_nothing() -> None:
     assert verdicts([*results, *unsure])["falls_with_dimension"] == "cannot be told"
 
 
+def test_half_of_what_a_claim_says_tells_nothing() -> None:
+    nearer_only, neither_half, few = grid(), grid(), grid()[:4]
+    for each in nearer_only:  # but taken for each other less often
+        each["linear_eval"]["latent"]["confusion"][3][9] = 500
+    for each in neither_half:
+        each["project"]["finetuned"]["pca_variance_2"] = 0.6
+    assert verdicts(nearer_only)["cat_is_nearer_to_dog"] == "cannot be told"
+    for each in nearer_only:
+        each["linear_eval"]["latent"]["confusion"][3][9] = 0
+        each["project"]["centroid_distances"]["latent"][3][5] = 1.5
+    assert verdicts(nearer_only)["cat_is_nearer_to_dog"] == "cannot be told"
+    assert verdicts(neither_half)["two_components"] == "cannot be told"
+    assert verdicts(few)["accuracy_goes_with_clusters"] == "cannot be told"  # rho 1, but 2 of 24 orders
+
+
 def test_with_batchnorm_on_the_latent_a_collapse_does_not_reach_zero() -> None:
     results = grid()
     results[-1]["embed"]["collapse"]["z_std"] = 0.2

@@ -122,9 +122,18 @@ def test_a_bad_change(change: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_change_does_not_hide_what_is_wrong_with_the_file(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text().replace("\nlatent_dim: 512", "\nlatent_dim: 0")
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match="latent_dim is 0"):
+        load(tmp_path / "params.yaml", ["latent_dim=32"])
+
+
 def test_another_root_shares_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
+    share_data(Path())  # as before the download
+    assert not (tmp_path / "data/cifar10.npz").is_symlink()
     (tmp_path / "data/cifar10.npz").write_bytes(b"images")
     (tmp_path / "same").symlink_to(tmp_path)
     for root in (Path(), tmp_path, Path("../") / tmp_path.name, Path("same")):
