@@ -227,8 +227,13 @@ def test_few_labels() -> None:
 def test_shap_mass_by_network() -> None:
     results = [result(8, 0.3, 0.5), result(2, 0.3, 0.5)]
     results[1]["shap_mass"] = {"run": []}
+    results[0]["shap_mass"]["frozen"]["quadrants"] = [
+        {"mean": share, "half_width": 0.01} for share in (0.28, 0.1, 0.2, 0.42)
+    ]
     table = shap_mass_table(results).set_index("network")
     assert list(table.index) == ["frozen", "fine-tuned", "random encoder", "frozen, ReLUs used twice"]
+    quadrants = table.loc["frozen", ["top_left", "top_right", "bottom_left", "bottom_right"]]
+    assert quadrants.tolist() == [0.28, 0.1, 0.2, 0.42]
     assert table["top_left"].tolist() == list(SHARES.values()) and set(table["latent_dim"]) == {8}
     assert "| 36.0 ± 1.0 |" in markdown(table.reset_index()) and "| 11.0 ± 0.1 | 2e-06 |" in markdown(table.reset_index())
 
