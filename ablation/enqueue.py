@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 from ablation.study import grid_points, target
+from simsiam.errors import UserError
 from simsiam.params import Params
 from stages.common import main
 
@@ -15,7 +16,9 @@ def enqueue(params: Params, root: Path) -> None:
     """
     for recipe in params.ablation.recipe:
         for point in grid_points(params.ablation):
-            subprocess.run(["dvc", "exp", "run", "--queue", target(recipe, *point)], cwd=root, check=True)
+            name = target(recipe, *point)
+            if subprocess.run(["dvc", "exp", "run", "--queue", name], cwd=root).returncode != 0:
+                raise UserError(f"dvc could not queue {name}: see above; `dvc queue status` shows what is queued")
 
 
 if __name__ == "__main__":

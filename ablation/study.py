@@ -76,8 +76,6 @@ def study(params: Params, root: Path) -> None:
     if both_ways:
         commands["table_2"] = command(both_ways, commands["all"], len(found))
 
-    for old in folder.glob("*.*"):  # of a grid with other points
-        old.unlink()
     write_text(folder / "points.csv", points.round(6).to_csv(index=False))
     for name, table in tables.items():
         write_text(folder / f"{name}.csv", table.round(6).to_csv(index=False))
@@ -86,6 +84,9 @@ def study(params: Params, root: Path) -> None:
     for name, (figure, _) in drawn.items():
         save(folder / f"{name}.png", figure)
     write_json(folder / "study.json", {"recipe": params.recipe, "claims": claims, "commands": commands})
+    for old in folder.glob("*.*"):  # of a grid with other points
+        if old.stem not in {"points", "study", *tables, *drawn}:
+            old.unlink()
     name = f"study_{params.recipe}"
     write_json(root / f"reports/metrics/{name}.json", {name: {claim["name"]: claim["verdict"] for claim in claims}})
     for claim in claims:
@@ -104,9 +105,8 @@ def read_points(params: Params, root: Path) -> list[Point]:
         wanted = [point_name(*point) for point in grid_points(grid)]
     points, missing = [], []
     for name in wanted:
-        paths = folder / f"{name}.json", folder / f"{name}.npz"
-        if all(path.exists() for path in paths):
-            points.append((read_json(paths[0]), read_npz(paths[1])))
+        if all((folder / f"{name}.{ending}").exists() for ending in ("json", "npz")):
+            points.append(read_point(folder, name))
         else:
             missing.append(name)
     if missing:
@@ -116,10 +116,30 @@ def read_points(params: Params, root: Path) -> list[Point]:
     return sorted(points, key=lambda point: order(**point[0]["point"]))
 
 
+def read_point(folder: Path, name: str) -> Point:
+    """What a point left. Raises UserError where it is damaged, of another point, or of another version of the code."""
+    try:
+        result, arrays = read_json(folder / f"{name}.json"), read_npz(folder / f"{name}.npz")
+        points_table([result])
+        point = result["point"]
+        own = (
+            point["recipe"] == folder.name and point_name(point["latent_dim"], point["stop_gradient"], point["seed"]) == name
+        )
+        good = own and {"curve_step", "maps_label", "shap_images"} <= set(arrays)
+    except (UserError, KeyError, TypeError, ValueError):
+        good = False
+    if not good:
+        raise UserError(
+            f"{folder / name}.json or .npz is damaged, of another point or of an older version: "
+            f"`git checkout {folder / name}.*` or `dvc repro ablation/dvc.yaml` brings it back"
+        )
+    return result, arrays
+
+
 def grid_points(grid: Ablation) -> list[tuple[int, bool, int]]:
-    """Latent dimension, stop-gradient and seed of every point of a recipe."""
+    """Latent dimension, stop-gradient and seed of every point of a recipe, each once."""
     dims = [(dim, True) for dim in grid.latent_dim] + [(dim, False) for dim in grid.without_stop_gradient]
-    return [(*dim, seed) for dim in dims for seed in grid.seed]
+    return list(dict.fromkeys((*dim, seed) for dim in dims for seed in grid.seed))
 
 
 def target(recipe: str, latent_dim: int, stop_gradient: bool, seed: int) -> str:

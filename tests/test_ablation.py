@@ -13,7 +13,7 @@ import scipy.stats
 from ruamel.yaml import YAML
 
 from ablation.claims import CLAIMS, all_claims, noise
-from ablation.study import collapsed_z_std, read_points
+from ablation.study import collapsed_z_std, grid_points, read_point, read_points
 from ablation.tables import few_labels_table, markdown, points_table, shap_mass_table, table_1, table_2
 from simsiam.errors import UserError
 from simsiam.files import write_json, write_npz
@@ -24,6 +24,7 @@ from tests.test_pipeline import STAGES, closure, written
 
 GRID: dict[str, Any] = YAML(typ="safe").load(ROOT / "ablation/dvc.yaml")["stages"]
 POINT = "ablation/points/${item.recipe}/${item.latent_dim}-${item.stop_gradient}-${item.seed}/"
+ARRAYS = ("curve_step", "maps_label", "shap_images")
 SHARES = {"frozen": 0.28, "finetuned": 0.25, "random": 0.36, "stock": 0.4}  # of the top left quadrant
 
 
@@ -288,17 +289,40 @@ def test_the_committed_study_is_of_the_committed_results() -> None:
         ]
 
 
+@pytest.mark.parametrize("damage", ["another point", "older", "cut off", "no arrays", "nothing", "list"])
+def test_a_result_that_is_not_the_points_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
+    content = result(32 if damage == "another point" else 8, 0.3, 0.5)
+    if damage == "older":
+        del content["finetunings"]
+    path = tmp_path / "laptop/8-true-0.json"
+    write_json(path, [] if damage == "list" else content)
+    if damage in ("cut off", "nothing"):
+        path.write_bytes(path.read_bytes()[: 0 if damage == "nothing" else 100])
+    arrays = {"x": np.arange(3)} if damage == "no arrays" else dict.fromkeys(ARRAYS, np.arange(3))
+    write_npz(path.with_suffix(".npz"), **arrays)
+    with pytest.raises(UserError, match=r"8-true-0\.json or \.npz is damaged") as caught:
+        read_point(path.parent, "8-true-0")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_point_that_is_named_twice_is_one() -> None:
+    grid = load(ROOT / "params.yaml").ablation.model_copy(
+        update={"latent_dim": [8, 2, 8], "without_stop_gradient": [8], "seed": [1, 1]}
+    )
+    assert grid_points(grid) == [(8, True, 1), (2, True, 1), (8, False, 1)]
+
+
 def test_only_the_grids_points_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     params = load(ROOT / "params.yaml")
     grid = params.ablation.model_copy(update={"latent_dim": [2, 8, 32], "without_stop_gradient": [512], "seed": [0]})
     params = params.model_copy(update={"ablation": grid})
     for name in ("2-true-0", "512-false-0", "64-true-0"):
-        latent_dim, stop_gradient, seed = name.split("-")
-        point = {"latent_dim": int(latent_dim), "stop_gradient": stop_gradient == "true", "seed": int(seed)}
-        write_json(tmp_path / f"ablation/results/laptop/{name}.json", {"point": point | {"recipe": "laptop"}})
-        write_npz(tmp_path / f"ablation/results/laptop/{name}.npz", curve_step=np.arange(3))
-    found = [result["point"] for result, _ in read_points(params, tmp_path)]
-    assert [(point["latent_dim"], point["stop_gradient"]) for point in found] == [(2, True), (512, False)]
+        latent_dim, stop_gradient, _ = name.split("-")
+        found = result(int(latent_dim), 0.3, 0.5, stop_gradient=stop_gradient == "true")
+        write_json(tmp_path / f"ablation/results/laptop/{name}.json", found)
+        write_npz(tmp_path / f"ablation/results/laptop/{name}.npz", **dict.fromkeys(ARRAYS, np.arange(3)))
+    points = [result["point"] for result, _ in read_points(params, tmp_path)]
+    assert [(point["latent_dim"], point["stop_gradient"]) for point in points] == [(2, True), (512, False)]
     assert "without 8-true-0, 32-true-0, of which" in capsys.readouterr().err
     with pytest.raises(UserError, match="no results of recipe paper"):
         read_points(params.model_copy(update={"recipe": "paper"}), tmp_path)
