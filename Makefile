@@ -5,6 +5,8 @@
 # make clean-checkpoints  show what the checkpoint store holds, and free it
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Bytecode is written even where the environment forbids it: every stage is a process that imports torch.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: repro test bench soak clean-checkpoints
 

@@ -27,7 +27,6 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clone
 
 
-@pytest.mark.long
 def test_tables_and_figures(clone: Path) -> None:
     study = clone / "reports/study/laptop"
     assert {path.stem for path in study.glob("*.png")} == {
@@ -44,7 +43,6 @@ def test_tables_and_figures(clone: Path) -> None:
     assert result["finetunings"]["few_labels"]["100%"]["pretrained"] == result["finetune"]["top1"]
 
 
-@pytest.mark.long
 def test_the_pipeline_finds_what_the_grid_has_trained(clone: Path) -> None:
     told = run("dvc", "repro", "pretrain", at=clone)
     assert "pretrain: going on from step 12 of 12" in told.stderr
