@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import scipy.stats
 from ruamel.yaml import YAML
 
 from ablation.claims import CLAIMS, all_claims, noise
-from ablation.study import collapsed_z_std, grid_points, read_point, read_points
+from ablation.study import collapsed_z_std, grid_points, read_point, read_points, study
 from ablation.tables import few_labels_table, markdown, points_table, shap_mass_table, table_1, table_2
 from simsiam.errors import UserError
 from simsiam.files import write_json, write_npz
@@ -303,6 +304,19 @@ def test_a_result_that_is_not_the_points_is_refused_in_one_line(tmp_path: Path, 
     with pytest.raises(UserError, match=r"8-true-0\.json or \.npz is damaged") as caught:
         read_point(path.parent, "8-true-0")
     assert "\n" not in str(caught.value)
+
+
+def test_a_write_that_fails_keeps_the_old_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, figure: object) -> None:
+        raise OSError("no space left")
+
+    for name in ("ablation/results/laptop", "reports/study/laptop"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    before = {path.name for path in (tmp_path / "reports/study/laptop").iterdir()}
+    monkeypatch.setattr("ablation.study.save", full)
+    with pytest.raises(OSError, match="no space left"):
+        study(load(ROOT / "params.yaml"), tmp_path)
+    assert {path.name for path in (tmp_path / "reports/study/laptop").iterdir()} == before
 
 
 def test_a_point_that_is_named_twice_is_one() -> None:
