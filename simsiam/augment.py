@@ -6,26 +6,16 @@ the same parameters each operation equals torchvision's functional one on float 
 thing differs from torchvision's ColorJitter: the order of its four operations is drawn per batch, not per image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
+from simsiam.settings import Augment
+
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, torchvision's weights
-
-
-@dataclass(frozen=True)
-class AugmentSettings:
-    """What a view goes through. A probability or strength of 0 leaves the operation out altogether."""
-
-    view_size: int  # side of the view in pixels
-    crop_scale: tuple[float, float]  # area of the crop as a share of the image's
-    flip: float  # probability of a horizontal flip
-    jitter: tuple[float, float, float, float]  # brightness, contrast, saturation, hue
-    jitter_probability: float
-    grey: float  # probability of losing all colour
-    blur: float  # probability of a 3x3 Gaussian blur
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+BLUR_SIGMA = (0.1, 2.0)  # pixels
 
 
 @dataclass(frozen=True)
@@ -36,7 +26,7 @@ class Drawn:
     jitter_order: list[int]  # a permutation of brightness 0, contrast 1, saturation 2, hue 3, for the whole batch
 
 
-def random_view(images: Tensor, generator: Generator, settings: AugmentSettings) -> Tensor:
+def random_view(images: Tensor, generator: Generator, settings: Augment) -> Tensor:
     """One random view of each image.
 
     images: (N, 3, S, S) uint8 on any device. generator: on the CPU, so that every device makes the same views (a GPU up to
@@ -46,7 +36,7 @@ def random_view(images: Tensor, generator: Generator, settings: AugmentSettings)
     return make_view(images, draw(len(images), images.shape[-1], generator, settings), settings)
 
 
-def draw(n: int, size: int, generator: Generator, settings: AugmentSettings) -> Drawn:
+def draw(n: int, size: int, generator: Generator, settings: Augment) -> Drawn:
     """What happens to each of n images of size x size pixels. An operation that is not chosen gets its neutral parameter."""
 
     def chosen(probability: float) -> Tensor:  # (n,) bool
@@ -58,12 +48,12 @@ def draw(n: int, size: int, generator: Generator, settings: AugmentSettings) -> 
     jitter = jitter * chosen(settings.jitter_probability)
     order = torch.randperm(4, generator=generator).tolist()
     grey = chosen(settings.grey)
-    low, high = settings.blur_sigma
+    low, high = BLUR_SIGMA
     sigma = (low + (high - low) * torch.rand(n, generator=generator)) * chosen(settings.blur)
     return Drawn(torch.stack([*crop, flip.float(), *jitter, grey.float(), sigma]), order)
 
 
-def make_view(images: Tensor, drawn: Drawn, settings: AugmentSettings) -> Tensor:
+def make_view(images: Tensor, drawn: Drawn, settings: Augment) -> Tensor:
     """The view of each image that was drawn. Shapes and ranges as `random_view`."""
     numbers = drawn.numbers.pin_memory() if images.is_cuda else drawn.numbers
     numbers = numbers.to(images.device, non_blocking=True)
@@ -89,7 +79,7 @@ def make_view(images: Tensor, drawn: Drawn, settings: AugmentSettings) -> Tensor
 def random_crop(
     n: int,
     size: int,
-    scale: tuple[float, float],
+    scale: Sequence[float],
     generator: Generator,
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     tries: int = 10,

@@ -1,41 +1,36 @@
 """The checkpoint store: training that was cut short, or is already done, kept by what it is a training of.
 
-A folder of the store is named by the fingerprint of everything that decides the result: settings, data and code. So a
-checkpoint of other settings, other data or other code is never found, and two runs of the same training share one. The
-store lies outside DVC's outputs, because DVC deletes those before a stage runs.
+A folder of the store is named by the fingerprint of everything that decides the result: settings, data, code and arithmetic.
+So a checkpoint of another training is never found, and two runs of the same training share one. The store lies outside
+DVC's outputs, because DVC deletes those before a stage runs.
 
 A file is written whole or not at all, and carries its own SHA-256 in its name: `00000123-<digest>.pt`.
 """
 
-import fcntl
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from simsiam import parallel
+from simsiam import code, parallel
 from simsiam.errors import UserError
-from simsiam.files import atomic_write, sha256, sha256_file, write_json
+from simsiam.files import Busy, locked, sha256, sha256_file, write_bytes, write_json
 
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
+# Code that decides no number: what of the settings matters is in a training's identity, and files are only written and read.
+NO_ARITHMETIC = frozenset(f"simsiam.{name}" for name in ("settings", "files", "errors", "machine", "code", "checkpoint"))
 
 
-def fingerprint(settings: dict[str, Any], data: dict[str, str], script: Path) -> str:
-    """16 hexadecimal digits of the settings, the data's digests and the source of the script and of every simsiam module
-    imported so far.
-
-    The schema of params.yaml is left out: what of it matters is in the settings.
-    """
-    names = sorted(name for name in sys.modules if name.startswith("simsiam.") and name != "simsiam.params")
-    code = {name: sha256_file(Path(str(sys.modules[name].__file__))) for name in names}
-    code["script"] = sha256_file(script)
-    return sha256(json.dumps([settings, data, code], sort_keys=True).encode())[:16]
+def fingerprint(module: str, identity: dict[str, Any]) -> str:
+    """16 hexadecimal digits of what identifies a training, and of the meaning of the code that `module` trains with."""
+    return sha256(json.dumps([identity, code.digest(module, NO_ARITHMETIC)], sort_keys=True).encode())[:16]
 
 
 def store_folder(root: Path) -> Path:
@@ -44,31 +39,51 @@ def store_folder(root: Path) -> Path:
 
 
 @contextmanager
-def open_store(
-    root: Path, script: Path, settings: dict[str, Any], data: dict[str, str], *, fresh: bool = False
-) -> Iterator["Store"]:
-    """The place of the training that `script` makes of these settings and data; `fresh` empties it first.
+def open_store(root: Path, module: str, identity: dict[str, Any], *, fresh: bool = False) -> Iterator["Store"]:
+    """The place of a training that `module` makes, such as "simsiam.pretrain"; `fresh` empties it first.
 
     What it is a training of is written beside the checkpoints, for people to read. Another program that is at the same
     training is waited for: it leaves a finished checkpoint, or what it had when it was killed. Raises UserError where
     several processes would have to wait.
     """
-    folder = store_folder(root) / script.stem / fingerprint(settings, data, script)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    kind = module.rpartition(".")[2]
+    folder = store_folder(root) / kind / fingerprint(module, identity)
+    # Of several processes the first holds the lock for all of them.
+    with training_lock(folder, wait=parallel.size() == 1) if parallel.rank() == 0 else nullcontext():
         if parallel.rank() == 0:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                busy = f"{script.stem}: another program is at the same training"
-                if parallel.size() > 1:
-                    raise UserError(f"{busy}: wait for its end, or stop it, and run the same command") from None
-                print(f"{busy}: waiting for it", file=sys.stderr)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            folder.mkdir(parents=True, exist_ok=True)
             for leftover in [*folder.glob(".*.tmp"), *(folder.glob("*.pt") if fresh else ())]:
                 leftover.unlink()
-            write_json(folder / "settings.json", settings)
+            write_json(folder / "settings.json", identity)
         yield Store(folder)
+
+
+@contextmanager
+def training_lock(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the training of a store's folder. Raises Busy where another program has it and `wait` is false.
+
+    Locks lie in a folder of their own that is never deleted, so that whoever frees a training frees no lock that others wait
+    for.
+    """
+    kind, name = folder.parent.name, folder.name
+    busy = f"{kind}: another program is at the same training"
+    try:
+        with locked(folder.parent.parent / "locks" / f"{kind}-{name}.lock", wait=wait, waiting=f"{busy}: waiting for it"):
+            yield
+    except Busy:
+        raise Busy(f"{busy}: wait for its end, or stop it, and run the same command") from None
+
+
+def trainings(root: Path) -> list[Path]:
+    """The folders of all trainings in the store, oldest first."""
+    folders = [path for path in store_folder(root).glob("*/*") if path.is_dir() and path.parent.name != "locks"]
+    return sorted(folders, key=lambda path: path.stat().st_mtime)
+
+
+def free(folder: Path) -> None:
+    """Delete a training. Raises Busy when it is being trained."""
+    with training_lock(folder, wait=False):
+        shutil.rmtree(folder)
 
 
 class Store:
@@ -79,11 +94,8 @@ class Store:
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write the state of `step` and drop all but the newest two. Raises UserError when the disk is full."""
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        content = buffer.getbuffer()
-        with atomic_write(self.folder / f"{step:08d}-{sha256(content)[:16]}.pt") as file:
-            file.write(content)
+        content = _serialised(state)
+        write_bytes(self.folder / f"{step:08d}-{sha256(content)[:16]}.pt", content)
         for old in self._files()[KEEP:]:
             old.unlink()
 
@@ -101,9 +113,8 @@ class Store:
 
 
 def save_weights(path: Path, content: dict[str, Any]) -> None:
-    """torch.save, atomically."""
-    with atomic_write(path) as file:
-        torch.save(content, file)
+    """Write tensors and plain values, atomically. Raises UserError when the disk is full."""
+    write_bytes(path, _serialised(content))
 
 
 def load_weights(path: Path) -> dict[str, Any]:
@@ -118,3 +129,10 @@ def load_weights(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch, pickle and zipfile each have errors of their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} was refused ({reason}): delete it and run `dvc repro`") from None
+
+
+def _serialised(content: dict[str, Any]) -> bytes:
+    """torch.save into memory: its own writer hides the disk's errors behind ones of its own."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()

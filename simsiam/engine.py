@@ -1,4 +1,4 @@
-"""The one training loop. It knows batches, learning rates and checkpoints; not SimSiam, and not CIFAR-10."""
+"""The one training loop. It knows batches, learning rates and checkpoints; no method, and no data."""
 
 import shutil
 import signal
@@ -6,11 +6,12 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
@@ -18,33 +19,19 @@ from tqdm import tqdm
 from simsiam import parallel
 from simsiam.checkpoint import Store
 from simsiam.errors import UserError
-from simsiam.machine import machine
+from simsiam.machine import machine, vector_units
 from simsiam.schedule import cosine
 from simsiam.seeds import derive
+from simsiam.settings import Training
 
-Precision = Literal["auto", "fp32", "bf16"]
-Compile = Literal["auto", "always", "never"]
 Record = dict[str, float]
 LossOf = Callable[[nn.Module, Tensor, Generator], tuple[Tensor, dict[str, Tensor]]]
+StoreFor = Callable[[dict[str, Any]], AbstractContextManager[Store | None]]  # by what identifies a training
 
 LOOK_EVERY = 20  # steps between two looks at the numbers: a look makes a GPU wait
 RECORD_EVERY = 50  # steps of an epoch that share a record; fewer than half of it are not left for the last
 SAVE_EVERY = 60.0  # seconds between two checkpoints
 COMPILE_FROM = {"cpu": 1_000_000, "cuda": 10_000_000}  # examples in a training from which compiling it pays
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """Everything about a training that is neither the model nor the data."""
-
-    epochs: int
-    batch_size: int  # of all processes together
-    lr: float  # for a batch of 256; the peak rate is lr * batch_size / 256 (Goyal et al. 2017)
-    momentum: float
-    weight_decay: float
-    seed: int
-    precision: Precision = "auto"
-    compile: Compile = "never"
 
 
 @dataclass(frozen=True)
@@ -54,8 +41,8 @@ class Result:
     # Every 50 steps or so and at an epoch's end: epoch, step, lr, and means since the last of what is watched.
     records: list[Record]
     seconds: float  # in the loop, over all sessions of a resumed training
-    images_per_second: float  # examples per second of the loop
-    machine: dict[str, Any]  # what it ran on, with its `precision`
+    images_per_second: float  # examples per second of it, without compiling and saving
+    machine: dict[str, Any]  # what it ran on, with its arithmetic
 
 
 class Interrupted(UserError):
@@ -66,12 +53,17 @@ class Interrupted(UserError):
         self.exit_code = 128 + number  # the shell's convention for a death by signal
 
 
+class Diverged(UserError):
+    """The loss is not a finite number any more."""
+
+
 @dataclass
 class Progress:
     """All that moves in a training besides weights and optimiser. Random numbers are made anew from the step."""
 
     step: int = 0
     seconds: float = 0.0
+    paused: float = 0.0  # seconds of these that went into compiling and saving
     records: list[Record] = field(default_factory=list)
     names: list[str] = field(default_factory=list)  # of the columns of `watched`
     watched: Tensor = field(default_factory=lambda: torch.empty(0))  # (steps of an epoch, names), of the running epoch
@@ -87,17 +79,30 @@ def pick_device() -> torch.device:
     return device
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """`auto` becomes bf16 where the processor multiplies bf16 in hardware, else fp32: emulated, it is slower."""
-    if precision != "auto":
-        return precision
+def arithmetic(settings: Training, device: torch.device, examples: int) -> dict[str, Any]:
+    """All that decides how a training of `examples` images rounds, besides its settings."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else vector_units()
+    return {
+        "precision": resolve_precision(settings.precision, device),
+        "compiled": resolve_compile(settings.compile, device, settings.epochs * examples),
+        "units": name,
+        "threads": torch.get_num_threads() if device.type == "cpu" else 0,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+    }
+
+
+def resolve_precision(precision: str, device: torch.device) -> Literal["fp32", "tf32", "bf16"]:
+    """`auto` becomes bf16 where the processor multiplies it in hardware; emulated it is slower. fp32 is TF32 on a GPU."""
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if precision == "bf16" or (precision == "auto" and able) else "tf32"
+    units = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    able = bool(units.get("avx512_bf16") or units.get("amx_bf16"))
+    return "bf16" if precision == "bf16" or (precision == "auto" and able) else "fp32"
 
 
-def resolve_compile(compile: Compile, device: torch.device, examples: int) -> bool:
+def resolve_compile(compile: str, device: torch.device, examples: int) -> bool:
     """`auto` compiles a training of so many examples that it wins back the minute it takes, where there is a compiler.
 
     Several processes do not compile unless told to: nobody has measured what it does to synchronised BatchNorm.
@@ -115,11 +120,15 @@ def train(
     loss_of: LossOf,
     *,
     examples: int,
-    settings: TrainSettings,
+    settings: Training,
+    lr: float,
+    seed: int,
     device: torch.device,
     name: str,
+    about: dict[str, Any] | None = None,
     constant_lr: nn.Module | None = None,
-    store: Store | None = None,
+    store_for: StoreFor = lambda identity: nullcontext(),
+    watch: Callable[[], Record] = dict,
     on_epoch: Callable[[list[Record]], None] = lambda records: None,
 ) -> Result:
     """Minimise `loss_of` over the parameters of `module`, which are on `device`, by SGD with a cosine schedule.
@@ -127,13 +136,16 @@ def train(
     loss_of(network, batch, generator): `network` is the module as it is trained here (compiled, or shared with other
     processes), `batch` the indices (B,) int64, on the device, of the examples in this step, `generator` a source of
     random numbers, on the CPU, that is new in every step. Returns the scalar loss and named scalars to watch.
-    constant_lr: a child of `module` whose learning rate stays at the peak (Chen & He, section 4.2).
-    store: where checkpoints go, and where a training that was cut short is taken up again, bit for bit on a CPU.
-    on_epoch: called, by process 0, after every epoch with all records so far.
+    lr: for a batch of 256; the peak rate is lr * batch_size / 256.
+    constant_lr: a part of `module` whose learning rate stays at the peak.
+    about: all else that module and loss_of are made of, which with the settings and the arithmetic identifies the training.
+    store_for: gives the place of its checkpoints, where a training that was cut short is taken up again, bit for bit on a CPU.
+    watch: more numbers for a record, that are too dear for every step. on_epoch: called after every epoch with all records
+    so far. Both are called by process 0 alone.
 
     An epoch is a new permutation of the examples without its last incomplete batch. Where several processes train together
     (`simsiam.parallel`), each takes its share of every batch with random numbers of its own.
-    Raises UserError when a loss is not finite, and Interrupted, once saved, on SIGINT or SIGTERM.
+    Raises Diverged when a loss is not finite, and Interrupted, once saved, on SIGINT or SIGTERM.
     """
     batch_size, steps = settings.batch_size, examples // settings.batch_size
     rank, processes = parallel.rank(), parallel.size()
@@ -141,95 +153,136 @@ def train(
         raise UserError(f"{name}: batch_size is {batch_size} but there are only {examples} images: make it smaller")
     if batch_size % processes:
         raise UserError(f"{name}: batch_size is {batch_size}, which {processes} processes cannot share evenly")
-    total, peak = settings.epochs * steps, settings.lr * batch_size / 256
-    precision = resolve_precision(settings.precision, device)
-    compiled = resolve_compile(settings.compile, device, total * batch_size)
+    total, peak = settings.epochs * steps, lr * batch_size / 256
+    rounding = arithmetic(settings, device, steps * batch_size)
+    identity = (about or {}) | {"lr": lr, "seed": seed, "arithmetic": rounding}
+    identity["training"] = settings.model_dump(include=set(Training.model_fields))
 
-    network = parallel.share(module)
-    optimizer = torch.optim.SGD(
-        _parameter_groups(module, constant_lr),
-        lr=peak,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-    here = machine() | {"precision": precision, "compiled": compiled, "processes": processes}
-    now = Progress(machine=here)
-    if state := parallel.first_alone(store.latest) if store else None:
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        now = Progress(**state["progress"])
-        now.watched = now.watched.to(device)
+    with store_for(identity) as store, _stop_signals() as stop:
+        network = parallel.share(module)
+        optimizer = torch.optim.SGD(
+            _parameter_groups(module, constant_lr),
+            lr=peak,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        now = _resume(store, module, optimizer, total, name, device)
         if now.step < total:  # else nothing is left to do, and this machine has no part in it
-            now.machine = here
-        if rank == 0:
-            print(f"{name}: going on from step {now.step} of {total}", file=sys.stderr)
+            now.machine = machine() | rounding | {"processes": processes}
+        if now.step > 0 and rank == 0:
             on_epoch(now.records)
-    if parallel.mean(torch.tensor(float(now.step), device=device)) != now.step:
-        raise UserError(f"{name}: the processes do not see the same checkpoints: let them share one folder")
-    if compiled:
-        network = torch.compile(network)  # type: ignore[assignment]
-
-    look_every = 1 if processes > 1 and device.type == "cpu" else LOOK_EVERY
-    before, started = now.seconds, time.monotonic()
-    saved = started
-
-    def save() -> None:
-        nonlocal saved
-        now.seconds = before + time.monotonic() - started
-        if store and rank == 0:
-            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(now)}
-            store.save(now.step, state)
-        saved = time.monotonic()
-
-    module.train()
-    with _stop_signals() as stop, progress_bar(total * batch_size, name, now.step * batch_size) as bar:
-        while now.step < total:
-            epoch, first = divmod(now.step, steps)
-            order = torch.randperm(examples, generator=Generator().manual_seed(derive(settings.seed, 0, epoch))).to(device)
-            for step in range(first, steps):
-                factor = cosine(now.step, total)
+        if rounding["compiled"]:
+            network = torch.compile(network)  # type: ignore[assignment]
+        clock = _Clock(now)
+        order: Tensor | None = None
+        module.train()
+        with progress_bar(total * batch_size, name, now.step * batch_size) as bar:
+            while now.step < total:
+                epoch, step = divmod(now.step, steps)
+                if order is None or step == 0:
+                    order = torch.randperm(examples, generator=Generator().manual_seed(derive(seed, 0, epoch))).to(device)
+                rate = peak * cosine(now.step, total)
                 for group in optimizer.param_groups:
-                    group["lr"] = peak * (1.0 if group["constant"] else factor)
+                    group["lr"] = peak if group["constant"] else rate
                 batch = order[step * batch_size : (step + 1) * batch_size].chunk(processes)[rank]
-                generator = Generator().manual_seed(derive(settings.seed, 1, now.step, rank))
-                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                generator = Generator().manual_seed(derive(seed, 1, now.step, rank))
+                with torch.autocast(device.type, torch.bfloat16, enabled=rounding["precision"] == "bf16"):
                     loss, extras = loss_of(network, batch, generator)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
                 now.step += 1
-
-                if step == 0:
-                    now.names = ["loss", *extras]
-                    now.watched = torch.zeros(steps, len(now.names), device=device)
-                now.watched[step] = torch.stack([loss.detach().float(), *(value.float() for value in extras.values())])
+                clock.stepped(compiling=rounding["compiled"])
                 bar.update(batch_size)
-                last, overdue = step == steps - 1, time.monotonic() - saved > SAVE_EVERY
+
+                _note(now, step, steps, {"loss": loss.detach(), **extras})
+                last = step == steps - 1
                 record = last or ((step + 1) % RECORD_EVERY == 0 and 2 * (steps - step - 1) >= RECORD_EVERY)
-                look = record or now.step % look_every == 0
-                if not look and (processes > 1 or not (stop or overdue)):  # several processes have to look together
+                if not (record or _look_due(now.step, stop, clock, device)):
                     continue
                 seen = now.watched[: step + 1] = parallel.mean(now.watched[: step + 1])
                 _check_finite(seen[:, 0], epoch * steps, name)
-                numbers = zip(now.names, seen[-1].tolist(), strict=True)
-                bar.set_postfix({key: f"{number:.3f}" for key, number in numbers}, refresh=False)
+                shown = zip(now.names, seen[-1].tolist(), strict=True)
+                bar.set_postfix({key: f"{number:.3f}" for key, number in shown}, refresh=False)
                 if record:
                     since = max(0, int(now.records[-1]["step"]) - epoch * steps) if now.records else 0
                     means = dict(zip(now.names, seen[since:].mean(0).tolist(), strict=True))
-                    at = {"epoch": round(epoch + (step + 1) / steps, 3), "step": now.step, "lr": peak * factor}
-                    now.records = [*now.records, at | means]
+                    at = {"epoch": round(epoch + (step + 1) / steps, 3), "step": now.step, "lr": rate}
+                    now.records = [*now.records, at | means | (watch() if rank == 0 else {})]
+                stopping = parallel.any_of(bool(stop), device)
+                if stopping or clock.overdue() or now.step == total:
+                    with clock.paused():
+                        if store and rank == 0:
+                            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
+                            store.save(now.step, state | {"progress": vars(now)})
                 if last and rank == 0:
                     on_epoch(now.records)
-                stopping = parallel.any_of(bool(stop), device)
-                if stopping or overdue or now.step == total:
-                    save()
                 if stopping:
                     kept = "saved; the same command goes on, without --fresh" if store else "nothing of it was saved"
                     number = stop[0] if stop else signal.SIGTERM
                     raise Interrupted(f"{name}: stopped at step {now.step} of {total}, {kept}", number)
-    seconds = before + time.monotonic() - started
-    return Result(now.records, seconds, total * batch_size / seconds, now.machine)
+    speed = total * batch_size / max(now.seconds - now.paused, 1e-9)
+    return Result(now.records, now.seconds, speed, now.machine)
+
+
+class _Clock:
+    """Keeps `seconds` and `paused` of a training, and says when a checkpoint is overdue."""
+
+    def __init__(self, now: Progress) -> None:
+        self.now, self.before, self.started = now, now.seconds, time.monotonic()
+        self.saved, self.first = self.started, True
+
+    def stepped(self, compiling: bool) -> None:
+        """A step was taken; the first of a compiled training compiles it."""
+        self.now.seconds = self.before + time.monotonic() - self.started
+        if self.first and compiling:
+            self.now.paused += self.now.seconds - self.before
+        self.first = False
+
+    def overdue(self) -> bool:
+        return time.monotonic() - self.saved > SAVE_EVERY
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While a checkpoint is written."""
+        began = time.monotonic()
+        yield
+        self.saved = time.monotonic()
+        self.now.paused += self.saved - began
+        self.now.seconds = self.before + self.saved - self.started
+
+
+def _resume(
+    store: Store | None, module: nn.Module, optimizer: torch.optim.Optimizer, total: int, name: str, device: torch.device
+) -> Progress:
+    """Where the training was cut short, with module and optimiser set to that, or its beginning."""
+    now = Progress()
+    if state := parallel.first_alone(store.latest) if store else None:
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        now = Progress(**state["progress"])
+        now.watched = now.watched.to(device)
+        if parallel.rank() == 0:
+            print(f"{name}: going on from step {now.step} of {total}", file=sys.stderr)
+    if parallel.mean(torch.tensor(float(now.step), device=device)) != now.step:
+        raise UserError(f"{name}: the processes do not see the same checkpoints: let them share one folder")
+    return now
+
+
+def _note(now: Progress, step: int, steps: int, watched: dict[str, Tensor]) -> None:
+    """Keep the step's numbers on the device, without waiting for them."""
+    if step == 0:
+        now.names = list(watched)
+        now.watched = torch.zeros(steps, len(watched), device=watched["loss"].device)
+    now.watched[step] = torch.stack([value.float() for value in watched.values()])
+
+
+def _look_due(step: int, stop: list[int], clock: _Clock, device: torch.device) -> bool:
+    """Whether to look at the numbers now. Several processes have to look together, so they go by the step alone."""
+    if parallel.size() > 1:
+        return device.type == "cpu" or step % LOOK_EVERY == 0
+    return step % LOOK_EVERY == 0 or bool(stop) or clock.overdue()
 
 
 def progress_bar(total: int, name: str, initial: int = 0) -> "tqdm[Any]":
@@ -260,7 +313,7 @@ def _check_finite(losses: Tensor, steps_before: int, name: str) -> None:
     bad = (~torch.isfinite(losses)).nonzero()
     if len(bad):
         step = steps_before + int(bad[0]) + 1
-        raise UserError(
+        raise Diverged(
             f"{name}: the loss is {float(losses[bad[0]])} at step {step}: "
             "try a smaller lr, a larger batch_size, or precision: fp32"
         )
@@ -268,10 +321,16 @@ def _check_finite(losses: Tensor, steps_before: int, name: str) -> None:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of dying in the middle of a step."""
+    """Collect SIGINT and SIGTERM in a list instead of dying in the middle of a step. A second Ctrl-C does not wait."""
     caught: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if number == signal.SIGINT and number in caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
     try:
-        before = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not in the main thread: whoever runs us there takes care of signals
         before = {}
     try:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from simsiam.errors import UserError
-from simsiam.models import BasicBlock, Classifier
+from simsiam.networks import BasicBlock, Classifier
 
 
 @dataclass(frozen=True)

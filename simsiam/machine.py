@@ -6,22 +6,45 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# Flags of /proc/cpuinfo that decide which kernels torch picks, and so the last digits and the speed.
+TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+
 
 def machine() -> dict[str, Any]:
-    """The device's name and the versions of Python and of the imported libraries that numbers depend on."""
-    libraries = ("torch", "sklearn", "shap")
+    """The device's name, the threads, and the versions of Python and of the imported libraries that numbers depend on."""
+    libraries = ("numpy", "torch", "sklearn", "shap")
     versions = {name: str(sys.modules[name].__version__) for name in libraries if name in sys.modules}
-    return {"device": _device_name(), "versions": {"python": platform.python_version()} | versions}
+    found: dict[str, Any] = {"device": device_name()}
+    if torch := sys.modules.get("torch"):
+        found["threads"] = torch.get_num_threads()
+    return found | {"versions": {"python": platform.python_version()} | versions}
 
 
-def _device_name() -> str:
-    """The GPU's name where this process has used one, else the CPU's with its number of cores."""
+def device_name() -> str:
+    """The GPU's name where this process has used one, else the processor's, with what tells it from others of that name."""
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
         return str(torch.cuda.get_device_name())
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{model}, {cores} cores"
+    return f"{processor()}, {cores} cores"
+
+
+def processor() -> str:
+    """The processor's name, family, model and vector units: "AMD EPYC (family 25 model 17: avx2 avx512f avx512_bf16)"."""
+    fields = _cpuinfo()
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    numbers = f"family {fields['cpu family']} model {fields['model']}: " if {"cpu family", "model"} <= set(fields) else ""
+    return f"{name} ({numbers}{vector_units()})"
+
+
+def vector_units() -> str:
+    """Those of the processor's vector units that torch has kernels for, in a fixed order; its architecture where unknown."""
+    flags = _cpuinfo().get("flags", _cpuinfo().get("Features", "")).split()
+    return " ".join(flag for flag in TELLING_FLAGS if flag in flags) or platform.machine()
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first processor of /proc/cpuinfo, where there is such a file."""
+    path = Path("/proc/cpuinfo")
+    first = path.read_text().split("\n\n")[0] if path.exists() else ""
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}

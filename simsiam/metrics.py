@@ -4,8 +4,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.stats import entropy
 
-from simsiam.data import Floats, Labels
+from simsiam.images import Floats, Labels
 
 
 def top_k(scores: Floats, labels: Labels, k: int) -> float:
@@ -18,7 +19,10 @@ def top_k(scores: Floats, labels: Labels, k: int) -> float:
 
 
 def nearest(bank: Floats, queries: Floats, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Cosine similarities and bank indices, both (queries, k) and most similar first, of each query's k neighbours."""
+    """Cosine similarities and bank indices, both (queries, k) and most similar first, of each query's k neighbours.
+
+    All of the bank where it has fewer than k.
+    """
     k = min(k, len(bank))
     normalised = F.normalize(torch.from_numpy(bank).float(), dim=1).T
     similarities, indices = zip(
@@ -28,23 +32,27 @@ def nearest(bank: Floats, queries: Floats, k: int) -> tuple[NDArray[np.float32],
     return torch.cat(similarities).numpy(), torch.cat(indices).numpy()
 
 
-def knn_accuracy(bank: Floats, bank_labels: Labels, queries: Floats, labels: Labels, *, k: int, temperature: float) -> float:
-    """Top-1 of the weighted kNN classifier (Wu et al. 2018, section 3.4): neighbours vote with exp(cosine / T)."""
-    similarities, indices = nearest(bank, queries, k)
+def knn_scores(similarities: Floats, neighbours: Labels, classes: int, *, temperature: float) -> NDArray[np.float64]:
+    """Votes (N, classes) of the weighted kNN classifier (Wu et al. 2018, section 3.4): each with exp(cosine / T).
+
+    similarities and the neighbours' labels: (N, k), most similar first.
+    """
     weights = np.exp((similarities - similarities[:, :1]) / temperature)  # the nearest weighs 1, so nothing overflows
-    neighbour_labels = bank_labels[indices]
-    votes = np.stack([(weights * (neighbour_labels == c)).sum(1) for c in range(int(bank_labels.max()) + 1)], axis=1)
-    return top_k(votes, labels, 1)
+    return np.stack([(weights * (neighbours == c)).sum(1) for c in range(classes)], axis=1)
+
+
+def precision_at(k: int, neighbours: Labels, labels: Labels) -> float:
+    """Share of the k nearest neighbours that have the query's label, over all queries: neighbours (N, at least k), labels (N,)."""
+    return float((neighbours[:, :k] == labels[:, None]).mean())
 
 
 def rankme(features: Floats) -> float:
-    """Effective rank: the exponential of the entropy of the singular values, in [1, d].
+    """Effective rank of features (N, d): the exponential of the entropy of the singular values, in [1, d].
 
-    The definition of Garrido et al. 2023 (RankMe, equation 1), on the matrix as it is, not centred.
+    Garrido et al. 2023, equation 1 (RankMe), on the matrix as it is, not centred; without their 1e-7, which lifts it above d.
     """
     singular = np.linalg.svd(features.astype(np.float64), compute_uv=False)
-    share = singular / max(singular.sum(), 1e-300) + 1e-7
-    return float(np.exp(-(share * np.log(share)).sum()))
+    return float(np.exp(entropy(singular))) if singular.any() else 1.0
 
 
 def spectrum(features: Floats) -> NDArray[np.float64]:

@@ -1,7 +1,10 @@
 """Arrays -> matplotlib figures. One palette, readable with colour-blind eyes; a class has the same colour everywhere."""
 
 import io
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -10,8 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from simsiam.data import CLASSES
-from simsiam.files import atomic_write
+from simsiam.files import write_bytes
 
 matplotlib.use("Agg")
 matplotlib.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11})
@@ -20,61 +22,83 @@ matplotlib.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spi
 COLOURS = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
 )  # fmt: skip
-CLASS_COLOURS = dict(zip(CLASSES, COLOURS, strict=True))
 SPACES = {  # name in metrics and tables -> (how it is called in figures, colour, line style)
     "backbone": ("backbone", "#3f90da", "-"),
     "latent": ("latent", "#bd1f01", "-"),
-    "random": ("random encoder's backbone", "#717581", "--"),
     "random_backbone": ("random encoder's backbone", "#717581", "--"),
     "random_latent": ("random encoder's latent", "#a96b59", "--"),
     "finetuned": ("fine-tuned latent", "#832db6", "-"),
 }
-NETWORKS = {"frozen": "frozen", "finetuned": "fine-tuned"}
+NETWORKS = {"frozen": "frozen", "finetuned": "fine-tuned", "random": "random"}
 
 
 def save(path: Path, figure: Figure) -> None:
     """Write a PNG, atomically. The same figure gives the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    with atomic_write(path) as file:
-        file.write(buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
+
+
+def draw(path: Path, figure: Callable[..., Figure], *content: object) -> None:
+    """Draw a figure of `content` and write it as a PNG. One that cannot be drawn costs no numbers: it says so in its place."""
+    try:
+        drawn = figure(*content)
+        drawn.canvas.draw()
+    except Exception as error:  # whatever matplotlib finds in odd data
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"{path.name} could not be drawn: {reason}", file=sys.stderr)
+        drawn = Figure(figsize=(8, 2))
+        drawn.text(0.5, 0.5, f"{path.stem} could not be drawn:\n{reason}", ha="center", va="center", wrap=True)
+    save(path, drawn)
+
+
+def class_colours(classes: Sequence[str]) -> list[Any]:
+    """A colour for each class; beyond ten, a turn around the hues."""
+    if len(classes) <= len(COLOURS):
+        return list(COLOURS[: len(classes)])
+    return [matplotlib.colormaps["hsv"](number / len(classes)) for number in range(len(classes))]
 
 
 def curves_figure(pretraining: pd.DataFrame, finetuning: pd.DataFrame) -> Figure:
-    """Loss, z_std and learning rate of pretraining, and top-1 of fine-tuning, over epochs."""
+    """Loss, spread and rank of the latent over the epochs of pretraining, and top-1 of fine-tuning."""
     figure = Figure(figsize=(11, 6), layout="constrained")
-    panels = figure.subplots(2, 2).flat
-    for axes, frame, column, title, label in (
-        (next(panels), pretraining, "loss", "Pretraining: loss", "negative cosine similarity"),
-        (next(panels), pretraining, "z_std", "Pretraining: spread of the latent", "z_std (1 healthy, 0 collapsed)"),
-        (next(panels), pretraining, "lr", "Pretraining: learning rate", "learning rate"),
-        (next(panels), finetuning, "top1", "Fine-tuning: on its own augmented training images", "top-1"),
+    loss, spread, rank, tuned = figure.subplots(2, 2).flat
+    for axes, column, title, label in (
+        (loss, "loss", "Pretraining: loss", "loss"),
+        (spread, "z_std", "Pretraining: spread of the latent", "z_std (1 even, 0 a point)"),
+        (rank, "rankme", "Pretraining: directions in use, of the last batch's latents", "RankMe"),
     ):
-        axes.plot(frame["epoch"], frame[column], marker=".", markersize=4, color=COLOURS[0])
+        axes.plot(pretraining["epoch"], pretraining[column], marker=".", markersize=4, color=COLOURS[0])
         axes.set(title=title, xlabel="epoch", ylabel=label, xlim=(0, None))
+    spread.axhline(1, color="#717581", linestyle="--", linewidth=1)
+    spread.set_ylim(0, max(1.1, float(pretraining["z_std"].max()) * 1.05))
+    rank.set_ylim(0, None)
+    for (start, rows), colour, style in zip(
+        finetuning.groupby("start"), (COLOURS[4], COLOURS[8]), ("-", "--"), strict=False
+    ):
+        tuned.plot(rows["epoch"], rows["top1"], style, marker=".", markersize=4, color=colour, label=f"from {start}")
+    tuned.set(title="Fine-tuning: on its own augmented training images", xlabel="epoch", ylabel="top-1", xlim=(0, None))
+    tuned.set_ylim(0, None)
+    tuned.legend(frameon=False)
+    for axes in (loss, spread, rank, tuned):
         axes.grid(alpha=0.3)
-        if column == "z_std":
-            axes.axhline(1, color="#717581", linestyle="--", linewidth=1)
-            axes.set_ylim(0, max(1.1, float(frame[column].max()) * 1.05))
-        elif column in ("lr", "top1"):
-            axes.set_ylim(bottom=0)
     return figure
 
 
-def accuracies_figure(rows: list[tuple[str, float, str]]) -> Figure:
+def accuracies_figure(rows: list[tuple[str, float, str]], chance: float, images: int) -> Figure:
     """Horizontal bars of (name, accuracy as a fraction, group); a group has one colour."""
     figure = Figure(figsize=(8, 0.42 * len(rows) + 1.2), layout="constrained")
     axes = figure.subplots()
-    groups = list(dict.fromkeys(group for _, _, group in rows))
+    colours = {"trained": COLOURS[0], "random": COLOURS[8], "finetuned": COLOURS[4]}
     for position, (_, accuracy, group) in enumerate(reversed(rows)):
-        axes.barh(position, 100 * accuracy, color=(COLOURS[0], COLOURS[8], COLOURS[4])[groups.index(group) % 3])
+        axes.barh(position, 100 * accuracy, color=colours[group])
         axes.text(100 * accuracy + 0.8, position, f"{accuracy:.1%}", va="center")
-    axes.axvline(10, color="black", linestyle=":", linewidth=1)
-    axes.text(10.6, len(rows) - 0.45, "chance", va="bottom", fontsize=8)
+    axes.axvline(100 * chance, color="black", linestyle=":", linewidth=1)
+    axes.text(100 * chance + 0.6, len(rows) - 0.45, "chance", va="bottom", fontsize=8)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
     axes.set(
         title="What can be read out of the encoder, and out of a random one",
-        xlabel="top-1 on the 10,000 test images (%)",
+        xlabel=f"top-1 on the {images:,} test images (%)",
         xlim=(0, 100),
         ylim=(-0.6, len(rows)),
     )
@@ -120,43 +144,46 @@ def variance_figure(variances: dict[str, NDArray[np.float64]], components: int =
     return figure
 
 
-def confusion_figure(matrix: NDArray[np.int64]) -> Figure:
+def confusion_figure(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     """Confusion matrix (classes, classes), rows true and columns predicted, in per cent of each row."""
     share = 100 * matrix / matrix.sum(1, keepdims=True).clip(1)
-    figure = Figure(figsize=(7.2, 6.4), layout="constrained")
+    side = 2.2 + 0.5 * min(len(classes), 30)
+    figure = Figure(figsize=(side, side - 0.8), layout="constrained")
     axes = figure.subplots()
-    picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    for row, column in np.ndindex(*share.shape):
-        colour = "white" if share[row, column] > 55 else "black"
-        axes.text(column, row, f"{share[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=9)
-    axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=45, ha="right")
-    axes.set_yticks(range(len(CLASSES)), CLASSES)
+    limit = max(float(share.max()), 1.0)
+    picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=limit)
+    if len(classes) <= 30:
+        for row, column in np.ndindex(*share.shape):
+            colour = "white" if share[row, column] > 0.55 * limit else "black"
+            axes.text(column, row, f"{share[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=9)
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
     axes.set(title="Linear evaluation of the backbone: who is taken for whom", xlabel="predicted class", ylabel="true class")
     figure.colorbar(picture, ax=axes, label="share of the true class (%)", shrink=0.8)
     return figure
 
 
-def maps_figure(frame: pd.DataFrame) -> Figure:
+def maps_figure(frame: pd.DataFrame, classes: Sequence[str]) -> Figure:
     """PCA (above) and t-SNE (below) of the features on a plane, one dot a test image, coloured by class."""
-    spaces = ("backbone", "latent", "random", "finetuned")
+    spaces = ("backbone", "latent", "random_backbone", "finetuned")
     figure = Figure(figsize=(16, 8.6), layout="constrained")
     grid = figure.subplots(2, len(spaces))
     for row, (method, label) in zip(grid, (("pca", "PCA"), ("tsne", "t-SNE")), strict=True):
         for axes, space in zip(row, spaces, strict=True):
-            scatter(axes, frame, f"{space}_{method}")
+            scatter(axes, frame, f"{space}_{method}", classes)
             unit = "component" if method == "pca" else "dimension"
             axes.set(title=f"{label}: {SPACES[space][0]}", xlabel=f"{unit} 1", ylabel=f"{unit} 2")
     class_legend(figure, grid[0][0])
     return figure
 
 
-def plane_figure(frame: pd.DataFrame) -> Figure:
+def plane_figure(frame: pd.DataFrame, classes: Sequence[str]) -> Figure:
     """The latent frozen beside fine-tuned: as it is when it has two dimensions, else on its principal components."""
     bare = "latent_1" in frame
     figure = Figure(figsize=(12, 5.6), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, space, title in zip(panels, ("latent", "finetuned"), ("frozen", "fine-tuned"), strict=True):
-        scatter(axes, frame, space if bare else f"{space}_pca")
+        scatter(axes, frame, space if bare else f"{space}_pca", classes)
         name = "latent dimension" if bare else "principal component"
         axes.set(title=f"The latent, {title}", xlabel=f"{name} 1", ylabel=f"{name} 2")
     class_legend(figure, panels[0])
@@ -165,34 +192,49 @@ def plane_figure(frame: pd.DataFrame) -> Figure:
 
 def neighbours_figure(
     queries: NDArray[np.uint8],
-    query_labels: NDArray[np.uint8],
-    neighbours: NDArray[np.uint8],
-    neighbour_labels: NDArray[np.uint8],
-    similarities: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    neighbours: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]],
+    classes: Sequence[str],
+    precision: dict[str, float],
 ) -> Figure:
-    """Each row a test image (S, S, 3) and its nearest training images, with class and cosine; framed where it agrees."""
-    rows, columns = neighbour_labels.shape
-    figure = Figure(figsize=(1.25 * (columns + 1), 1.55 * rows + 0.5), layout="constrained")
-    grid = figure.subplots(rows, columns + 1, squeeze=False)
+    """Each row a test image (S, S, 3) and, by space, its nearest training images, framed by whether the class agrees.
+
+    neighbours: space -> images (rows, k, S, S, 3), labels and cosines (rows, k). precision: the share of such neighbours, over
+    all test images, that have the image's class.
+    """
+    rows, columns = next(iter(neighbours.values()))[1].shape
+    # A column for the test image, and for each space an empty one and one for each neighbour.
+    widths = [1.0] + len(neighbours) * [0.3, *columns * [1.0]]
+    figure = Figure(figsize=(1.0 * sum(widths), 1.35 * rows + 1.3), layout="constrained")
+    grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
     for row in range(rows):
-        picture(grid[row][0], queries[row], f"{CLASSES[query_labels[row]]}", "black")
-        for column in range(columns):
-            label = neighbour_labels[row, column]
-            colour = "#3f90da" if label == query_labels[row] else "#e76300"
-            text = f"{CLASSES[label]}\n{similarities[row, column]:.2f}"
-            picture(grid[row][column + 1], neighbours[row, column], text, colour)
-    grid[0][0].set_title(f"test image\n{CLASSES[query_labels[0]]}", fontsize=8)
+        picture(grid[row][0], queries[row], classes[labels[row]], "black")
+    for number, (space, (images, found, cosines)) in enumerate(neighbours.items()):
+        gap = 1 + number * (1 + columns)
+        for row in range(rows):
+            grid[row][gap].set_axis_off()
+            for column in range(columns):
+                colour = "#3f90da" if found[row, column] == labels[row] else "#e76300"
+                text = f"{classes[found[row, column]]}\n{cosines[row, column]:.3f}"
+                picture(grid[row][gap + 1 + column], images[row, column], text, colour)
+        words = f"{SPACES[space][0]}: of all test images' {columns} nearest, {precision[space]:.1%} have their class"
+        head = grid[0][gap + 1].annotate(
+            words, (0, 1), xycoords="axes fraction", xytext=(0, 32), textcoords="offset points", fontsize=10, weight="bold"
+        )
+        head.set_in_layout(False)
     figure.suptitle(
-        "Nearest training images by cosine of backbone features: blue frame = same class, orange = another", fontsize=11
+        "Test images and their nearest training images, by cosine of features: blue frame = same class, orange = another\n",
+        fontsize=11,
     )
     return figure
 
 
 def shap_figure(
     images: NDArray[np.uint8],
-    labels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
     shown: NDArray[np.int64],
     networks: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
+    classes: Sequence[str],
 ) -> Figure:
     """Each row an image (S, S, 3); to its right, per network, what each pixel adds to some class outputs.
 
@@ -203,7 +245,7 @@ def shap_figure(
     figure = Figure(figsize=(1.35 * (1 + outputs * len(networks)) + 0.8, 1.6 * rows + 1.4), layout="constrained")
     grid = figure.subplots(rows, 1 + outputs * len(networks), squeeze=False)
     for row in range(rows):
-        picture(grid[row][0], images[row], CLASSES[labels[row]], "black")
+        picture(grid[row][0], images[row], classes[labels[row]], "black")
     for number, (name, (values, logits)) in enumerate(networks.items()):
         pixels = values.sum(1)
         chosen = np.stack([pixels[row][..., shown[row]] for row in range(rows)])
@@ -214,7 +256,7 @@ def shap_figure(
             for axes, label in zip(grid[row][columns], shown[row], strict=True):
                 axes.imshow(grey, cmap="gray", alpha=0.25, vmin=0, vmax=255)
                 shap = axes.imshow(pixels[row][..., label], cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.85)
-                outline(axes, f"{CLASSES[label]}\n{logits[row, label]:+.1f}", "#b9b9b9")
+                outline(axes, f"{classes[label]}\n{logits[row, label]:+.1f}", "#b9b9b9")
         words, first = NETWORKS[name], grid[0][columns][0]
         first.set_title(f"{words.upper()}\n{first.get_title()}", fontsize=8)
         figure.colorbar(
@@ -230,17 +272,15 @@ def shap_figure(
     return figure
 
 
-def scatter(axes: Axes, frame: pd.DataFrame, columns: str) -> None:
-    for name in CLASSES:
+def scatter(axes: Axes, frame: pd.DataFrame, columns: str, classes: Sequence[str]) -> None:
+    for name, colour in zip(classes, class_colours(classes), strict=True):
         rows = frame[frame["class"] == name]
-        axes.scatter(
-            rows[f"{columns}_1"], rows[f"{columns}_2"], s=5, linewidths=0, alpha=0.75, color=CLASS_COLOURS[name], label=name
-        )
+        axes.scatter(rows[f"{columns}_1"], rows[f"{columns}_2"], s=5, linewidths=0, alpha=0.75, color=[colour], label=name)
 
 
 def class_legend(figure: Figure, axes: Axes) -> None:
     handles, names = axes.get_legend_handles_labels()
-    legend = figure.legend(handles, names, loc="outside lower center", ncols=len(CLASSES), frameon=False, markerscale=4)
+    legend = figure.legend(handles, names, loc="outside lower center", ncols=10, frameon=False, markerscale=4)
     for handle in legend.legend_handles:
         if handle is not None:
             handle.set_alpha(1)

@@ -1,49 +1,58 @@
-"""SimSiam pretraining (Chen & He 2020, Algorithm 1)."""
+"""Pretraining by any method: views of unlabelled images in, a trained encoder out."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Generator, Tensor, nn
 
-from simsiam.augment import AugmentSettings, random_view
-from simsiam.checkpoint import Store
-from simsiam.engine import Record, Result, TrainSettings, train
-from simsiam.losses import simsiam_loss, z_std
-from simsiam.models import SimSiam
+from simsiam import collapse
+from simsiam.augment import random_view
+from simsiam.engine import Record, Result, StoreFor, train
+from simsiam.settings import Pretrain
 
 
 def pretrain(
-    model: SimSiam,
+    method: nn.Module,
     images: Tensor,
     *,
-    augment: AugmentSettings,
-    settings: TrainSettings,
-    stop_gradient: bool = True,
-    constant_predictor_lr: bool = False,
-    store: Store | None = None,
+    settings: Pretrain,
+    seed: int,
+    about: dict[str, object] | None = None,
+    store_for: StoreFor = lambda identity: nullcontext(),
     on_epoch: Callable[[list[Record]], None] = lambda records: None,
 ) -> Result:
-    """Train `model` in place to predict one random view's latent from the other's.
+    """Train `method` (`simsiam.methods`), and with it its encoder, in place on random views of images.
 
-    images: (N, 3, S, S) uint8 on the device to train on. Records carry `loss` and `z_std`.
-    Raises UserError when the loss is not finite, and Interrupted, once saved, when asked to stop.
+    images: (N, 3, S, S) uint8 on the device to train on. about: what identifies method and images, for the checkpoints.
+    Records carry the loss and z_std, means since the last record, and of the last batch's latents RankMe and the first
+    direction's share. A collapse is announced on stderr when it is seen.
+    Raises Diverged when the loss is not finite, and Interrupted, once saved, when asked to stop.
     """
-    model.to(images.device).to(memory_format=torch.channels_last)
+    method.to(images.device).to(memory_format=torch.channels_last)
+    latest: list[Tensor] = []  # the last batch's latents
 
     def loss_of(network: nn.Module, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         x = images[batch]
-        p1, p2, z1, z2 = network(random_view(x, generator, augment), random_view(x, generator, augment))
-        loss = simsiam_loss(p1.float(), p2.float(), z1.float(), z2.float(), stop_gradient=stop_gradient)
-        return loss, {"z_std": z_std(z1.detach().float())}
+        loss, latents = network(*(random_view(x, generator, settings.augment) for _ in range(method.views)))
+        latest[:] = [latents.float()]
+        return loss, {"z_std": collapse.z_std(latest[0])}
+
+    def watch() -> Record:
+        return collapse.spread(latest[0])
 
     return train(
-        model,
+        method,
         loss_of,
         examples=len(images),
         settings=settings,
+        lr=settings.lr,
+        seed=seed,
         device=images.device,
         name="pretrain",
-        constant_lr=model.predictor if constant_predictor_lr else None,
-        store=store,
+        about=about,
+        constant_lr=method.constant_lr,
+        store_for=store_for,
+        watch=watch,
         on_epoch=on_epoch,
     )

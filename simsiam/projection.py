@@ -8,7 +8,7 @@ from sklearn.metrics import silhouette_score
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from simsiam.data import Floats, Labels
+from simsiam.images import Floats, Labels
 
 
 def pca(features: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -1,19 +1,29 @@
-"""Refuse a bad params.yaml before anything is computed: python -m stages.check
+"""Refuse a bad params.yaml before anything is computed, and say what each stage's code is: python -m stages.check
 
-Every stage checks all of params.yaml. This one is there for an unknown recipe, which would otherwise meet DVC first: the
-parameters of pretrain are those of the chosen recipe, and DVC does not say which recipes there are.
+DVC sees neither an unknown key nor what Python imports. This stage depends on all of params.yaml and on all code; every other
+stage depends on the digest that it writes, which changes with the code that the stage imports but not with a comment.
 """
 
 from pathlib import Path
 
+from simsiam import code
 from simsiam.files import write_text
-from simsiam.params import Params
+from simsiam.methods import options
+from simsiam.settings import Params, load_point
 from stages.common import main
+
+STAGES = ("download", "pretrain", "embed", "linear_eval", "finetune", "project", "explain", "report")
 
 
 def check(params: Params, root: Path) -> None:
-    """Write the recipe's name to data/recipe; by then params.yaml has been read and found good."""
-    write_text(root / "data/recipe", params.recipe + "\n")
+    """Write data/code/<stage>.txt, once params.yaml, and every point of its `ablation`, is found good."""
+    options(params)
+    for name in params.ablation.points:
+        options(load_point(Path("params.yaml"), name))
+    for stage in STAGES:
+        write_text(root / f"data/code/{stage}.txt", code.digest(f"stages.{stage}", code.SETTINGS) + "\n")
+    write_text(root / "data/code/point.txt", code.digest("ablation.point", code.FIGURES) + "\n")
+    write_text(root / "data/code/study.txt", code.digest("ablation.study", code.SETTINGS) + "\n")
 
 
 if __name__ == "__main__":

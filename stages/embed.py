@@ -4,17 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from simsiam.collapse import z_std
 
-from simsiam.data import load, to_tensor
 from simsiam.engine import pick_device
+from simsiam.errors import UserError
 from simsiam.features import extract
 from simsiam.files import write_npz
-from simsiam.losses import z_std
-from simsiam.metrics import knn_accuracy, nearest, rankme, spectrum
-from simsiam.models import Encoder, load_encoder
-from simsiam.params import Params
-from simsiam.plots import neighbours_figure, save, spectrum_figure
-from stages.common import Metrics, main
+from simsiam.images import to_tensor
+from simsiam.metrics import knn_scores, nearest, precision_at, rankme, spectrum, top_k
+from simsiam.networks import Encoder, load_encoder
+from simsiam.plots import draw, neighbours_figure, spectrum_figure
+from simsiam.settings import Params
+from stages.common import Metrics, load_images, main
+
+SHOWN = 8  # neighbours of a query
 
 
 def embed(params: Params, root: Path) -> Metrics:
@@ -22,51 +25,57 @@ def embed(params: Params, root: Path) -> Metrics:
 
     kNN has all training images as its bank; z_std, RankMe and the spectrum are of the test images.
     """
-    data, device = load(root / "data/cifar10.npz"), pick_device()
-    images = to_tensor(np.concatenate([data.x_train, data.x_test]), device)
+    images, device, chosen = load_images(root), pick_device(), params.embed
+    if max(chosen.queries) >= len(images.x_test):
+        raise UserError(f"embed.queries: {max(chosen.queries)} is not one of the {len(images.x_test)} test images, from 0")
     trained = load_encoder(root / "models/encoder.pt")
-    random = Encoder(trained.settings)  # the very weights that pretraining started from
+    encoders = {"": trained, "random_": Encoder(trained.settings)}  # the very weights that pretraining started from
 
     features: dict[str, np.ndarray] = {}
-    for prefix, encoder in (("", trained), ("random_", random)):
-        both = extract(encoder, images, name=f"embed {prefix.rstrip('_') or 'trained'} encoder")
-        for space, values in zip(("backbone", "latent"), both, strict=True):
-            features[f"{prefix}{space}_train"], features[f"{prefix}{space}_test"] = np.split(values, [len(data.x_train)])
-
-    def knn(space: str) -> float:
-        return knn_accuracy(
-            features[f"{space}_train"],
-            data.y_train,
-            features[f"{space}_test"],
-            data.y_test,
-            k=params.embed.knn_k,
-            temperature=params.embed.knn_temperature,
-        )
+    for prefix, encoder in encoders.items():
+        for part, pixels in (("train", images.x_train), ("test", images.x_test)):
+            words = f"embed {prefix.rstrip('_') or 'trained'} encoder, {part} images"
+            backbone, latent = extract(encoder, to_tensor(pixels, device), name=words)
+            features[f"{prefix}backbone_{part}"], features[f"{prefix}latent_{part}"] = backbone, latent
+    write_npz(
+        root / "data/features.npz",
+        **features,
+        y_train=images.y_train,
+        y_test=images.y_test,
+        classes=np.array(images.classes),
+    )
 
     spaces = ("backbone", "latent", "random_backbone", "random_latent")
-    spectra = {space: spectrum(features[f"{space}_test"]) for space in spaces}
-    queries = [index for index in params.embed.queries if index < len(data.x_test)]
-    similarities, indices = nearest(features["backbone_train"], features["backbone_test"][queries], 8)
+    metrics: Metrics = {"knn": {}, "precision_at_8": {}, "rankme": {}, "dimensions": {}, "spectrum": {}}
+    found = {}  # the queries' nearest training images, by space
+    spectra = {}
+    for space in spaces:
+        bank, test = features[f"{space}_train"], features[f"{space}_test"]
+        similarities, indices = nearest(bank, test, chosen.knn_k)
+        votes = knn_scores(similarities, images.y_train[indices], len(images.classes), temperature=chosen.knn_temperature)
+        metrics["knn"][space] = top_k(votes, images.y_test, 1)
+        metrics["precision_at_8"][space] = precision_at(SHOWN, images.y_train[indices], images.y_test)
+        metrics["rankme"][space] = rankme(test)
+        metrics["dimensions"][space] = test.shape[1]
+        spectra[space] = spectrum(test)
+        metrics["spectrum"][space] = [float(f"{share:.4g}") for share in spectra[space]]
+        found[space] = indices[chosen.queries, :SHOWN], similarities[chosen.queries, :SHOWN]
+    metrics["collapse"] = {"z_std": float(z_std(torch.from_numpy(features["latent_test"])))}
 
-    write_npz(root / "data/features.npz", **features, y_train=data.y_train, y_test=data.y_test)
-    save(root / "reports/figures/spectrum.png", spectrum_figure(spectra))
-    save(
+    draw(root / "reports/figures/spectrum.png", spectrum_figure, spectra)
+    draw(
         root / "reports/figures/neighbours.png",
-        neighbours_figure(
-            data.x_test[queries], data.y_test[queries], data.x_train[indices], data.y_train[indices], similarities
-        ),
-    )
-    return {
-        "knn": {"backbone": knn("backbone"), "latent": knn("latent"), "random": knn("random_backbone")},
-        "collapse": {"z_std": float(z_std(torch.from_numpy(features["latent_test"])))},
-        "rankme": {
-            "backbone": rankme(features["backbone_test"]),
-            "latent": rankme(features["latent_test"]),
-            "random": rankme(features["random_backbone_test"]),
+        neighbours_figure,
+        images.x_test[chosen.queries],
+        images.y_test[chosen.queries],
+        {
+            space: (images.x_train[found[space][0]], images.y_train[found[space][0]], found[space][1])
+            for space in ("backbone", "random_backbone")
         },
-        "dimensions": {"backbone": features["backbone_test"].shape[1], "latent": features["latent_test"].shape[1]},
-        "spectrum": {space: [float(f"{share:.4g}") for share in shares] for space, shares in spectra.items()},
-    }
+        images.classes,
+        metrics["precision_at_8"],
+    )
+    return metrics
 
 
 if __name__ == "__main__":

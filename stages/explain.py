@@ -1,66 +1,108 @@
-"""SHAP values of the frozen and of the fine-tuned network: python -m stages.explain"""
+"""SHAP values of the frozen, the fine-tuned and the random network: python -m stages.explain"""
 
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from simsiam.checkpoint import load_weights
-from simsiam.data import load, split, to_tensor
 from simsiam.errors import UserError
+from simsiam.explain import Explanation, mass_by_quadrant, mass_radius
 from simsiam.explain import explain as shap_values
 from simsiam.files import write_npz
-from simsiam.models import load_classifier, load_encoder, with_head
+from simsiam.images import ImageSet, split, to_tensor
+from simsiam.networks import Classifier, Encoder, load_classifier, load_encoder, with_head
 from simsiam.parallel import local_device
-from simsiam.params import Params
-from simsiam.plots import save, shap_figure
-from stages.common import Metrics, main
+from simsiam.plots import draw, shap_figure
+from simsiam.settings import Params
+from stages.common import Metrics, load_images, main
 
 
 def explain(params: Params, root: Path) -> Metrics:
     """Write data/shap.npz and the figure: for each image the true class and the other classes that score highest.
 
-    Both networks put a linear head on the latent. "frozen" is the pretrained encoder with the head of linear_eval,
-    "finetuned" the fine-tuned network.
+    All networks put a linear head on the same space. "frozen" is the pretrained encoder with the head of linear_eval,
+    "random" the random encoder with the head that linear_eval trained on it, "finetuned" the fine-tuned network. With
+    `explain.mass_images` it is also measured where in the image the values lie.
     """
-    data, device, chosen = load(root / "data/cifar10.npz"), local_device(), params.explain
+    images, device, chosen = load_images(root), local_device(), params.explain
     torch.backends.cudnn.allow_tf32 = False  # a GPU's rounding to TF32 would show in the residual
-    if max(chosen.images) >= len(data.x_test):
-        raise UserError(f"explain.images: {max(chosen.images)} is not one of the {len(data.x_test)} test images")
-    # A sample of the training set with every class in it, as the network sees it.
-    background = split(data.y_train, min(chosen.background, len(data.y_train) - 1), params.seed)[1]
-    pixels = to_tensor(data.x_test[chosen.images], device).float() / 255
-    reference = to_tensor(data.x_train[background], device).float() / 255
+    if max(chosen.images) >= len(images.x_test):
+        raise UserError(f"explain.images: {max(chosen.images)} is not one of the {len(images.x_test)} test images, from 0")
+    if chosen.mass_images >= len(images.x_test):
+        raise UserError(
+            f"explain.mass_images is {chosen.mass_images}: it should be less than the {len(images.x_test)} test images"
+        )
 
-    networks = {
-        "frozen": with_head(load_encoder(root / "models/encoder.pt"), load_weights(root / "models/linear.pt")["latent"]),
-        "finetuned": load_classifier(root / "models/finetuned.pt"),
-    }
+    encoder, heads = load_encoder(root / "models/encoder.pt"), load_weights(root / "models/linear.pt")
+    tuned = load_classifier(root / "models/finetuned.pt")
+    frozen = with_head(encoder, heads[tuned.space], tuned.space)
+    random = with_head(Encoder(encoder.settings), heads[f"random_{tuned.space}"], tuned.space)
+    networks = {"frozen": frozen, "finetuned": tuned, "random": random}
+
+    pixels = to_tensor(images.x_test[chosen.images], device).float() / 255
+    reference = background(images, chosen.background, params.seed, device)
     found = {name: shap_values(network.to(device), pixels, reference, name=name) for name, network in networks.items()}
-    labels = data.y_test[chosen.images]
+    labels = images.y_test[chosen.images]
     shown = classes_to_show(labels, found["finetuned"].logits, chosen.outputs)
     write_npz(
         root / "data/shap.npz",
-        images=data.x_test[chosen.images],
+        images=images.x_test[chosen.images],
         labels=labels,
         shown=shown,
         **{f"{name}_values": explanation.values for name, explanation in found.items()},
         **{f"{name}_expected": explanation.expected for name, explanation in found.items()},
         **{f"{name}_logits": explanation.logits for name, explanation in found.items()},
     )
-    figure = shap_figure(
-        data.x_test[chosen.images],
+    draw(
+        root / "reports/figures/shap.png",
+        shap_figure,
+        images.x_test[chosen.images],
         labels,
         shown,
         {name: (explanation.values, explanation.logits) for name, explanation in found.items()},
+        images.classes,
     )
-    save(root / "reports/figures/shap.png", figure)
-    return {
+    metrics: Metrics = {
         "additivity_residual": max(explanation.residual for explanation in found.values()),
         "residual": {name: explanation.residual for name, explanation in found.items()},
         "images": len(labels),
-        "background": len(background),
+        "background": len(reference),
     }
+    if chosen.mass_images:
+        metrics["mass"] = mass(networks, images, params, device)
+    return metrics
+
+
+def mass(networks: dict[str, Classifier], images: ImageSet, params: Params, device: torch.device) -> Metrics:
+    """Of each network, the share of each quadrant in the SHAP mass, and the mass's mean distance from the middle.
+
+    "stock" is the frozen network as a ResNet is usually written, for which shap's values do not add up.
+    """
+    chosen = params.explain
+    pixels = to_tensor(images.x_test[split(images.y_test, chosen.mass_images, params.seed)[1]], device).float() / 255
+    reference = background(images, chosen.mass_background, params.seed, device)
+    found: Metrics = {"images": len(pixels), "background": len(reference)}
+    for name, network in (networks | {"stock": networks["frozen"]}).items():
+        values: Explanation = shap_values(network.to(device), pixels, reference, name=f"{name}, mass", stock=name == "stock")
+        found[name] = {
+            "quadrants": [interval(share) for share in mass_by_quadrant(values.values).T],
+            "radius": interval(mass_radius(values.values)),
+            "residual": values.residual,
+        }
+    return found
+
+
+def background(images: ImageSet, count: int, seed: int, device: torch.device) -> torch.Tensor:
+    """A sample of the training images with every class in it, as the network sees it."""
+    chosen = split(images.y_train, min(count, len(images.y_train) - 1), seed)[1]
+    return to_tensor(images.x_train[chosen], device).float() / 255
+
+
+def interval(samples: NDArray[np.float64]) -> dict[str, float]:
+    """Mean of samples (N,), and the half width of its 95 % interval (normal approximation)."""
+    return {"mean": float(samples.mean()), "half_width": float(1.96 * samples.std(ddof=1) / len(samples) ** 0.5)}
 
 
 def classes_to_show(labels: np.ndarray, logits: np.ndarray, outputs: int) -> np.ndarray:

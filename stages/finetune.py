@@ -1,69 +1,74 @@
-"""Fine-tune the whole network with a linear head on the latent: python -m stages.finetune"""
+"""Fine-tune the whole network with a linear head, from the encoder and from scratch: python -m stages.finetune"""
 
 import sys
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-from simsiam.augment import AugmentSettings
-from simsiam.checkpoint import open_store, save_weights
-from simsiam.data import SHA256, load, to_tensor
-from simsiam.engine import Record, TrainSettings, pick_device
+import numpy as np
+
+from simsiam.checkpoint import open_store
+from simsiam.engine import Record, pick_device
 from simsiam.files import sha256_file, write_csv, write_npz
+from simsiam.finetune import Finetuned, predict
 from simsiam.finetune import finetune as train_classifier
-from simsiam.finetune import predict
+from simsiam.images import to_tensor
 from simsiam.metrics import top_k
-from simsiam.models import load_encoder
-from simsiam.params import Params
-from stages.common import Metrics, main
+from simsiam.networks import Encoder, load_encoder, save_classifier
+from simsiam.settings import Params
+from stages.common import Metrics, load_images, main
 
 
 def finetune(params: Params, root: Path, *, fresh: bool = False) -> Metrics:
-    """Write models/finetuned.pt, the curve, and the fine-tuned features of the test images as data/finetuned.npz.
+    """Write models/finetuned.pt and the curves; and data/finetuned.npz: what the head reads of each test image, and if it is right.
 
-    `fresh` forgets what was trained before.
+    From scratch is the same training from the random encoder. `fresh` forgets what was trained before.
     """
-    data, device, chosen = load(root / "data/cifar10.npz"), pick_device(), params.chosen.finetune
-    settings = TrainSettings(seed=params.seed, lr=chosen.lr[0], **chosen.model_dump(exclude={"lr", "held_out", "augment"}))
-    augment = AugmentSettings(**chosen.augment.model_dump())
+    images, device = load_images(root), pick_device()
+    train_images, test_images = to_tensor(images.x_train, device), to_tensor(images.x_test, device)
     encoder = load_encoder(root / "models/encoder.pt")
-    inputs = SHA256 | {"encoder": sha256_file(root / "models/encoder.pt")}
-    identity = {"training": asdict(settings), "augment": asdict(augment), "held_out": chosen.held_out}
+    weights = sha256_file(root / "models/encoder.pt")
+    curves: dict[str, list[Record]] = {}
 
-    def write_curve(records: list[Record]) -> None:
-        write_csv(root / "reports/curves/finetune.csv", records)
+    def trained(start: str, begin: Encoder, identity: str) -> Finetuned:
+        def write_curves(records: list[Record]) -> None:
+            curves[start] = records
+            rows = [{"start": start, **record} for start, records in curves.items() for record in records]
+            write_csv(root / "reports/curves/finetune.csv", rows)
 
-    tuned = train_classifier(
-        encoder,
-        to_tensor(data.x_train, device),
-        data.y_train,
-        augment=augment,
-        settings=settings,
-        lrs=chosen.lr,
-        held_out=chosen.held_out,
-        store_for=lambda trial: open_store(root, Path(__file__), identity | trial, inputs, fresh=fresh),
-        on_epoch=write_curve,
-    )
-    scores, latent = predict(tuned.classifier, to_tensor(data.x_test, device))
-    save_weights(
-        root / "models/finetuned.pt",
-        {
-            "settings": asdict(encoder.settings),
-            "weights": tuned.classifier.encoder.state_dict(),
-            "head": tuned.classifier.head.state_dict(),
-        },
-    )
-    write_npz(root / "data/finetuned.npz", latent_test=latent)
-    print(f"finetune: {top_k(scores, data.y_test, 1):.1%} of the test images right", file=sys.stderr)
+        return train_classifier(
+            begin,
+            train_images,
+            images.y_train,
+            classes=len(images.classes),
+            settings=params.chosen.finetune,
+            seed=params.seed,
+            name=f"finetune from {start}",
+            about={"images": images.digest, "encoder": encoder.settings.model_dump(), "start": identity},
+            store_for=partial(open_store, root, "simsiam.finetune", fresh=fresh),
+            on_epoch=write_curves,
+        )
+
+    def scored(tuned: Finetuned, scores: np.ndarray) -> Metrics:
+        found = {f"top{k}": top_k(scores, images.y_test, k) for k in (1, 5)}
+        return found | {"loss": tuned.result.records[-1]["loss"], "lr": tuned.lr, "epochs": tuned.epochs}
+
+    tuned = trained("encoder", encoder, weights)
+    scratch = trained("scratch", Encoder(encoder.settings), "scratch")
+    scores, read = predict(tuned.classifier, test_images)
+    found = scored(tuned, scores)
+    save_classifier(root / "models/finetuned.pt", tuned.classifier)
+    write_npz(root / "data/finetuned.npz", finetuned_test=read, right=scores.argmax(1) == images.y_test)
+    print(f"finetune: {found['top1']:.1%} of the test images right", file=sys.stderr)
     return {
-        "top1": top_k(scores, data.y_test, 1),
-        "top5": top_k(scores, data.y_test, 5),
-        "loss": tuned.result.records[-1]["loss"],
-        "epochs": settings.epochs,
-        "lr": tuned.lr,
+        **found,
+        "scratch": scored(scratch, predict(scratch.classifier, test_images)[0]),
+        "images": tuned.images,
+        "batch_size": tuned.batch_size,
         "seconds": round(tuned.result.seconds, 1),
         "images_per_second": round(tuned.result.images_per_second, 1),
         "trained": [tuned.result.machine],
-        "held_out": [{"lr": lr, "top1": top1} for lr, top1 in tuned.held_out_top1.items()],
+        "trials": tuned.trials,
+        "scratch_trials": scratch.trials,
     }
 
 

@@ -1,98 +1,88 @@
 """Linear evaluation on frozen features: python -m stages.linear_eval"""
 
-import math
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix
 
 from simsiam.checkpoint import save_weights
-from simsiam.data import CLASSES, split
-from simsiam.engine import TrainSettings, pick_device
-from simsiam.files import read_npz, write_csv
+from simsiam.engine import pick_device
+from simsiam.files import read_npz, write_csv, write_npz
+from simsiam.images import split
 from simsiam.metrics import top_k
-from simsiam.params import Params
-from simsiam.plots import confusion_figure, save
+from simsiam.plots import confusion_figure, draw
 from simsiam.probe import linear_probe
+from simsiam.settings import Params, percent
 from stages.common import Metrics, main
 
-SPACES = {  # name in the metrics -> arrays of data/features.npz
-    "backbone": "backbone",
-    "latent": "latent",
-    "random": "random_backbone",
-    "random_latent": "random_latent",
-}
-FEW_LABELS_STEPS = 500  # of training, at least, however few the labels
+SPACES = ("backbone", "latent", "random_backbone", "random_latent")
 
 
 def linear_eval(params: Params, root: Path) -> Metrics:
-    """Write models/linear.pt, the curves and the backbone's confusion matrix; the test images are scored once.
+    """Write models/linear.pt, the choice of the l2 strengths and the confusion matrix; the test images are scored once.
 
-    With few labels the same is done on a part of the training images, as many of each class, of which a tenth is held out.
+    data/predictions.npz has, by space, for each test image whether it was classified right.
+
+    With few labels the same is done on some of the training images, as many of each class, of which a tenth is held out; each
+    draw takes others.
     """
-    features, chosen = read_npz(root / "data/features.npz"), params.linear_eval
-    settings = TrainSettings(
-        epochs=chosen.epochs,
-        batch_size=chosen.batch_size,
-        lr=chosen.lr[0],
-        momentum=chosen.momentum,
-        weight_decay=chosen.weight_decay,
-        seed=params.seed,
-        precision="fp32",
-    )
+    features, chosen, device = read_npz(root / "data/features.npz"), params.linear_eval, pick_device()
+    labels, test_labels, names = features["y_train"], features["y_test"], tuple(features["classes"].tolist())
     metrics: Metrics = {}
     heads: dict[str, dict[str, torch.Tensor]] = {}
-    curves: list[dict[str, float]] = []
-    for name, space in SPACES.items():
+    rows: list[dict[str, Any]] = []
+    right: dict[str, np.ndarray] = {}
+    for space in SPACES:
         probe = linear_probe(
             features[f"{space}_train"],
-            features["y_train"],
-            settings=settings,
-            lrs=chosen.lr,
+            labels,
+            classes=len(names),
             held_out=chosen.held_out,
-            device=pick_device(),
-            name=f"linear {name}",
+            seed=params.seed,
+            device=device,
+            name=f"linear_eval, {space}",
         )
         scores = probe.scores(features[f"{space}_test"])
-        metrics[name] = {
-            "top1": top_k(scores, features["y_test"], 1),
-            "top5": top_k(scores, features["y_test"], 5),
-            "held_out_top1": probe.held_out_top1,
-            "lr": probe.lr,
+        right[space] = scores.argmax(1) == test_labels
+        confusion = confusion_matrix(test_labels, scores.argmax(1), labels=range(len(names)))
+        metrics[space] = {
+            "top1": top_k(scores, test_labels, 1),
+            "top5": top_k(scores, test_labels, 5),
+            "held_out_top1": probe.held_out[probe.l2],
+            "l2": probe.l2,
+            "loss": probe.loss,
+            "gradient_norm": probe.gradient_norm,
+            "iterations": probe.iterations,
+            "confusion": confusion.tolist(),  # rows: true class, columns: predicted
         }
-        heads[name] = {"weight": torch.from_numpy(probe.weight), "bias": torch.from_numpy(probe.bias)}
-        curves = curves or [{"epoch": record["epoch"]} for record in probe.records]
-        for row, record in zip(curves, probe.records, strict=True):
-            row |= {f"{name}_loss": record["loss"], f"{name}_top1": record["top1"]}
-        confusion = confusion_matrix(features["y_test"], scores.argmax(1), labels=range(len(CLASSES)))
-        metrics[name]["confusion"] = confusion.tolist()  # rows: true class, columns: predicted
-        if name == "backbone":
-            save(root / "reports/figures/confusion.png", confusion_figure(confusion))
+        heads[space] = {"weight": torch.from_numpy(probe.weight), "bias": torch.from_numpy(probe.bias)}
+        rows += [{"space": space, "l2": l2, "held_out_top1": top1} for l2, top1 in sorted(probe.held_out.items())]
 
-    metrics["few_labels"] = {}
+    metrics["few_labels"] = {percent(share): {} for share in chosen.few_labels}
     for share in chosen.few_labels:
-        few = split(features["y_train"], round(share * len(features["y_train"])), params.seed)[1]
-        held_out = len(few) // 10
-        batch_size = min(chosen.batch_size, (len(few) - held_out) // 2)
-        epochs = max(chosen.epochs, math.ceil(FEW_LABELS_STEPS / ((len(few) - held_out) // batch_size)))
-        metrics["few_labels"][f"{100 * share:g}%"] = {}
-        for name in ("backbone", "latent", "random"):
-            space = SPACES[name]
-            probe = linear_probe(
-                features[f"{space}_train"][few],
-                features["y_train"][few],
-                settings=replace(settings, batch_size=batch_size, epochs=epochs),
-                lrs=chosen.lr,
-                held_out=held_out,
-                device=pick_device(),
-                name=f"linear {name} {100 * share:g}% of labels",
-            )
-            scores = probe.scores(features[f"{space}_test"])
-            metrics["few_labels"][f"{100 * share:g}%"][name] = top_k(scores, features["y_test"], 1)
+        for space in SPACES[:3]:
+            found = []
+            for draw_number in range(chosen.draws):
+                few = split(labels, max(2 * len(names), round(share * len(labels))), params.seed + draw_number)[1]
+                probe = linear_probe(
+                    features[f"{space}_train"][few],
+                    labels[few],
+                    classes=len(names),
+                    held_out=max(len(names), len(few) // 10),
+                    seed=params.seed,
+                    device=device,
+                    name=f"linear_eval, {space}, {percent(share)} of the labels",
+                )
+                found.append(top_k(probe.scores(features[f"{space}_test"]), test_labels, 1))
+            deviation = float(np.std(found, ddof=1)) if len(found) > 1 else None
+            metrics["few_labels"][percent(share)][space] = {"top1": float(np.mean(found)), "sd": deviation}
 
     save_weights(root / "models/linear.pt", heads)
-    write_csv(root / "reports/curves/linear_eval.csv", curves)
+    write_npz(root / "data/predictions.npz", **right)
+    write_csv(root / "reports/curves/linear_eval.csv", rows)
+    draw(root / "reports/figures/confusion.png", confusion_figure, np.array(metrics["backbone"]["confusion"]), names)
     return metrics
 
 

@@ -6,29 +6,34 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simsiam.data import CLASSES, Floats, split
+from simsiam.errors import UserError
 from simsiam.files import read_npz, write_text
-from simsiam.params import Params
-from simsiam.plots import maps_figure, plane_figure, save, variance_figure
+from simsiam.images import Floats, split
+from simsiam.plots import draw, maps_figure, plane_figure, variance_figure
 from simsiam.projection import centroid_distances, knn_in_plane, map_trustworthiness, pca, silhouette, tsne
+from simsiam.settings import Params
 from stages.common import Metrics, main
 
 
 def project(params: Params, root: Path) -> Metrics:
     """Write reports/projection.csv and the maps of a class-balanced sample of the test images."""
     features, finetuned = read_npz(root / "data/features.npz"), read_npz(root / "data/finetuned.npz")
-    labels = features["y_test"]
-    points = params.project.points
+    labels, names = features["y_test"], features["classes"].tolist()
+    points, perplexity = params.project.points, params.project.perplexity
     chosen = split(labels, points, params.seed)[1] if points < len(labels) else np.arange(len(labels))
+    if perplexity >= len(chosen):
+        raise UserError(
+            f"project.perplexity is {perplexity:g}: it should be smaller than the {len(chosen)} test images there are"
+        )
     labels = labels[chosen]
     spaces = {
         "backbone": features["backbone_test"],
         "latent": features["latent_test"],
-        "random": features["random_backbone_test"],
-        "finetuned": finetuned["latent_test"],
+        "random_backbone": features["random_backbone_test"],
+        "finetuned": finetuned["finetuned_test"],
     }
 
-    table: dict[str, Any] = {"index": chosen, "label": labels, "class": [CLASSES[label] for label in labels]}
+    table: dict[str, Any] = {"index": chosen, "label": labels, "class": [names[label] for label in labels]}
     metrics: Metrics = {}
     variances = {}
     for name, values in spaces.items():
@@ -37,7 +42,7 @@ def project(params: Params, root: Path) -> Metrics:
         coordinates, variances[name] = pca(values)
         plane: dict[str, Floats] = {
             "pca": coordinates[chosen, :2],
-            "tsne": tsne(sample, perplexity=params.project.perplexity, seed=params.seed),
+            "tsne": tsne(sample, perplexity=perplexity, seed=params.seed),
         }
         metrics[name] = {"silhouette": silhouette(sample, labels), "pca_variance_2": float(variances[name][:2].sum())}
         for method, xy in plane.items():
@@ -52,9 +57,9 @@ def project(params: Params, root: Path) -> Metrics:
 
     frame = pd.DataFrame(table)
     write_text(root / "reports/projection.csv", frame.to_csv(index=False))
-    save(root / "reports/figures/maps.png", maps_figure(frame))
-    save(root / "reports/figures/latent_plane.png", plane_figure(frame))
-    save(root / "reports/figures/variance.png", variance_figure(variances))
+    draw(root / "reports/figures/maps.png", maps_figure, frame, names)
+    draw(root / "reports/figures/latent_plane.png", plane_figure, frame, names)
+    draw(root / "reports/figures/variance.png", variance_figure, variances)
     return metrics
 
 

@@ -7,9 +7,9 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from simsiam.files import read_json, write_text
-from simsiam.params import Params
-from simsiam.plots import accuracies_figure, curves_figure, save
+from simsiam.plots import accuracies_figure, curves_figure, draw
 from simsiam.report import Study, accuracy_rows, render
+from simsiam.settings import Params
 from stages.common import Metrics, main
 
 STAGES = ("download", "pretrain", "embed", "linear_eval", "finetune", "project", "explain")
@@ -18,8 +18,9 @@ STAGES = ("download", "pretrain", "embed", "linear_eval", "finetune", "project",
 def report(params: Params, root: Path) -> None:
     """Write reports/index.html with all that the other stages found, the last two figures, and the settings that ran."""
     figures, curves = root / "reports/figures", root / "reports/curves"
-    save(figures / "curves.png", curves_figure(pd.read_csv(curves / "pretrain.csv"), pd.read_csv(curves / "finetune.csv")))
-    save(figures / "accuracies.png", accuracies_figure(accuracy_rows(read_metrics(root))))
+    metrics = read_metrics(root)
+    draw(figures / "curves.png", curves_figure, pd.read_csv(curves / "pretrain.csv"), pd.read_csv(curves / "finetune.csv"))
+    draw(figures / "accuracies.png", accuracies_figure, accuracy_rows(metrics), *chance_and_images(metrics))
     write_text(root / "reports/settings.yaml", settings_that_ran(params))
     write_page(params, root)
 
@@ -58,10 +59,14 @@ def read_study(folder: Path) -> Study:
     )
 
 
+def chance_and_images(metrics: Metrics) -> tuple[float, int]:
+    """The top-1 of a guess, and the number of test images."""
+    return 1 / metrics["download"]["classes"], metrics["download"]["test"]
+
+
 def settings_that_ran(params: Params) -> str:
     """The parameters without the recipes that were not used, as YAML."""
-    content = params.model_dump(exclude={"recipes", "ablation"})
-    content["recipes"] = {params.recipe: params.chosen.model_dump()}
+    content = params.in_use()
     yaml, buffer = YAML(), io.StringIO()
     yaml.default_flow_style = None
     yaml.dump(content, buffer)

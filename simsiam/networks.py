@@ -1,4 +1,4 @@
-"""The networks: a ResNet backbone, the projector and predictor heads, and SimSiam made of the three.
+"""The networks: a ResNet backbone, the projector on it, the encoder made of both, and a classifier on an encoder.
 
 Every ReLU is a module of its own, not in place, and residuals are added out of place: `shap.DeepExplainer` hooks
 modules, and with a shared or functional ReLU its values silently stop adding up.
@@ -6,44 +6,19 @@ modules, and with a shared or functional ReLU its values silently stop adding up
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from simsiam.checkpoint import load_weights, save_weights
 from simsiam.errors import UserError
-from simsiam.seeds import derive
+from simsiam.settings import EncoderSettings
 
 BLOCKS_PER_STAGE = {10: 1, 18: 2}  # depth -> basic blocks in each of the four stages
-# Mean and standard deviation of each channel that standardise images in [0, 1].
-NORMALISATION = {
-    "cifar10": ((0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159)),  # of the 50,000 training images
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
-SMALLEST_BOTTLENECK = 32
 Space = Literal["backbone", "latent"]  # an encoder's two outputs
-
-
-@dataclass(frozen=True)
-class EncoderSettings:
-    """All that it takes to build an encoder again.
-
-    stem: "imagenet" is torchvision's 7x7 stride 2 and max-pool; "cifar" is 3x3 stride 1 without pooling (Chen & He,
-    appendix D); "strided" is 3x3 stride 2 without pooling, a quarter of the "cifar" work.
-    """
-
-    latent_dim: int
-    stem: Literal["imagenet", "cifar", "strided"]
-    depth: Literal[10, 18]
-    width: int  # channels of the first stage; the pooled features have 8 times as many
-    normalisation: Literal["cifar10", "half"]
-    projector_layers: int
-    projector_hidden: int
-    latent_norm: bool  # BatchNorm on the latent
-    seed: int  # of the initial weights
 
 
 class Conv2d(nn.Conv2d):
@@ -51,13 +26,14 @@ class Conv2d(nn.Conv2d):
 
     Then most taps of a kernel meet padding, and only those that meet the input count. The result is the same but for
     rounding; on a CPU the gradient of the weight is up to 20 times faster, and with it the last stages of a ResNet on small
-    images. For what a ResNet has: square maps, no bias, and a padding of half the kernel.
+    images. For what a ResNet has: no bias, and a padding of half the kernel. Maps that are not square, and a GPU, which
+    gains nothing, get torch's own.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         size, first = x.shape[-1], int(self.padding[0])  # for the first pixel that comes out, this tap meets the first of x
         out = -(-size // self.stride[0])
-        if size > 2 or (out > 1 and self.kernel_size[0] == 1):
+        if size > 2 or x.shape[-2] != size or x.is_cuda or (out > 1 and self.kernel_size[0] == 1):
             return super().forward(x)
         met = min(size, self.kernel_size[0] - first)  # taps that meet the input, in each direction
         weight = self.weight.permute(0, 2, 3, 1)
@@ -102,9 +78,8 @@ class ResNet(nn.Module):
         super().__init__()
         width = settings.width
         self.dim = 8 * width
-        mean, std = NORMALISATION[settings.normalisation]
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(settings.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(settings.std).view(1, -1, 1, 1), persistent=False)
         if settings.stem == "imagenet":
             first = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         else:
@@ -134,9 +109,7 @@ def projector(inputs: int, hidden: int, latent_dim: int, layers: int, latent_nor
     """(N, inputs) -> latent (N, latent_dim): linear layers with BatchNorm and ReLU between.
 
     latent_norm: BatchNorm without affine on the latent too, as Chen & He 2020, section 4.4, "default"; without it, their
-    "hidden-only", which they found nearly as good. Without stop-gradient the two collapse differently. BatchNorm keeps the
-    mean of each latent dimension at zero, so the batch cannot become one point: it ends with one sample opposite to all
-    others, a z_std of about 2 / sqrt(batch size), 0.18 at 128. Without it z_std falls to 0.
+    "hidden-only", which they found nearly as good. The two collapse differently (`simsiam.collapse`).
     """
     modules: list[nn.Module] = []
     for _ in range(layers - 1):
@@ -146,22 +119,6 @@ def projector(inputs: int, hidden: int, latent_dim: int, layers: int, latent_nor
     if latent_norm:
         modules.append(nn.BatchNorm1d(latent_dim, affine=False))
     return nn.Sequential(*modules)
-
-
-def predictor(latent_dim: int, hidden: int) -> nn.Sequential:
-    """Latent (N, d) -> prediction (N, d) through a bottleneck; no BatchNorm on the output (Chen & He, section 4.4)."""
-    return nn.Sequential(
-        nn.Linear(latent_dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, latent_dim)
-    )
-
-
-def bottleneck(latent_dim: int) -> int:
-    """Hidden units of the predictor: d/4 as in the paper's appendix B, but never under 32.
-
-    The paper's d is 2048, where a quarter still makes a wide layer. At d = 2 a quarter is no unit at all, and a few units
-    behind BatchNorm and ReLU are easily dead; 32 train at every d from 2 on.
-    """
-    return max(latent_dim // 4, SMALLEST_BOTTLENECK)
 
 
 class Encoder(nn.Module):
@@ -183,20 +140,6 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.backbone(images)
         return features, self.projector(features)
-
-
-class SimSiam(nn.Module):
-    """An encoder and its predictor: two views -> predictions p1, p2 and latents z1, z2 (Chen & He, Algorithm 1)."""
-
-    def __init__(self, encoder: Encoder, predictor_hidden: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        with seeded(derive(encoder.settings.seed, 2)):  # another stream than the encoder's
-            self.predictor = predictor(encoder.settings.latent_dim, predictor_hidden)
-
-    def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        z1, z2 = self.encoder(view1)[1], self.encoder(view2)[1]
-        return self.predictor(z1), self.predictor(z2), z1, z2
 
 
 class Classifier(nn.Module):
@@ -224,36 +167,42 @@ def seeded(seed: int) -> Iterator[None]:
 
 def save_encoder(path: Path, encoder: Encoder) -> None:
     """Write the encoder's settings and weights, atomically."""
-    save_weights(path, {"settings": asdict(encoder.settings), "weights": encoder.state_dict()})
+    save_weights(path, {"settings": encoder.settings.model_dump(), "weights": encoder.state_dict()})
 
 
 def load_encoder(path: Path) -> Encoder:
     """Build the encoder that a file describes. Raises UserError when the file is missing, damaged or something else."""
-    return encoder_from(load_weights(path), path)
+    return _encoder_from(load_weights(path), path)
 
 
-def encoder_from(content: dict[str, Any], path: Path) -> Encoder:
-    """Build the encoder from `settings` and `weights` as read from `path`, which the error names."""
-    try:
-        encoder = Encoder(EncoderSettings(**content["settings"]))
-        encoder.load_state_dict(content["weights"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} does not hold an encoder ({reason}): delete it and run `dvc repro`") from None
-    return encoder
+def save_classifier(path: Path, classifier: Classifier) -> None:
+    """Write a classifier's encoder, head and what the head reads, atomically."""
+    encoder = {"settings": classifier.encoder.settings.model_dump(), "weights": classifier.encoder.state_dict()}
+    save_weights(path, encoder | {"head": classifier.head.state_dict(), "space": classifier.space})
 
 
 def load_classifier(path: Path) -> Classifier:
     """Build the fine-tuned network that a file describes. Raises UserError when it is missing, damaged or something else."""
     content = load_weights(path)
-    encoder = encoder_from(content, path)
-    if "head" not in content:
-        raise UserError(f"{path} does not hold a classifier: delete it and run `dvc repro`")
-    return with_head(encoder, content["head"])
+    encoder = _encoder_from(content, path)
+    try:
+        return with_head(encoder, content["head"], content["space"])
+    except (KeyError, TypeError, AttributeError, RuntimeError):
+        raise UserError(f"{path} does not hold a classifier: delete it and run `dvc repro`") from None
 
 
-def with_head(encoder: Encoder, weights: dict[str, Tensor]) -> Classifier:
-    """The encoder with a linear layer of these weights, `weight` (classes, latent_dim) and `bias`, on its latent."""
+def with_head(encoder: Encoder, weights: dict[str, Tensor], space: Space = "latent") -> Classifier:
+    """The encoder with a linear layer of these weights, `weight` (classes, d) and `bias`, on its latent or backbone."""
     head = nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0])
     head.load_state_dict(weights)
-    return Classifier(encoder, head)
+    return Classifier(encoder, head, space)
+
+
+def _encoder_from(content: Any, path: Path) -> Encoder:
+    try:
+        encoder = Encoder(EncoderSettings.model_validate(content["settings"]))
+        encoder.load_state_dict(content["weights"])
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValidationError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} does not hold an encoder ({reason}): delete it and run `dvc repro`") from None
+    return encoder

@@ -1,0 +1,146 @@
+"""One point of the ablation, through the pipeline's own stages: python -m ablation.point NAME [--seed SEED]
+
+`ablation` in params.yaml names the points. Each writes two small files per seed to ablation/results/NAME/, which git tracks; where
+they are there already and were made with the same params, code and images, nothing is done. So points may run side by side, in
+any order and on several machines that share this folder: `python -m ablation.point --list` has a line for each, for GNU parallel
+or an array job. Trainings that two points share are done once (`.checkpoints/`).
+"""
+
+import shutil
+import sys
+import tempfile
+from argparse import ArgumentParser, RawTextHelpFormatter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from simsiam import code
+from simsiam.checkpoint import store_folder
+from simsiam.errors import UserError
+from simsiam.files import locked, read_json, read_npz, write_json, write_npz
+from simsiam.machine import machine
+from simsiam.methods import options
+from simsiam.settings import Params, load, load_point
+from stages.common import Stage, load_images, plainly, run
+from stages.embed import embed
+from stages.explain import explain
+from stages.finetune import finetune
+from stages.linear_eval import linear_eval
+from stages.pretrain import pretrain
+from stages.project import project
+
+STAGES: dict[str, Stage] = {stage.__name__: stage for stage in (pretrain, embed, linear_eval, finetune, project, explain)}
+RESULTS = Path("ablation/results")
+
+
+def work(params: Params) -> dict[str, tuple[list[int], list[str]]]:
+    """The seeds and stages of every point: all that the studies which it belongs to want of it."""
+    found: dict[str, tuple[list[int], list[str]]] = {}
+    for name in params.ablation.points:
+        studies = [study for study in params.ablation.studies.values() if name in study.points]
+        seeds = sorted({seed for study in studies for seed in study.seeds})
+        found[name] = seeds, [stage for stage in STAGES if any(stage in study.stages for study in studies)]
+    return found
+
+
+def made_with(params: Params, stages: list[str], root: Path) -> dict[str, Any]:
+    """What a result depends on: the params in use, the stages, the code's digest and the images'."""
+    return {
+        "params": params.in_use(),
+        "stages": stages,
+        "code": code.digest("ablation.point", code.FIGURES),
+        "images": load_images(root).digest,
+    }
+
+
+def run_point(name: str, seed: int, stages: list[str], root: Path = Path()) -> None:
+    """Write ablation/results/<name>/<seed>.json with every metric, and .npz with curve, maps, SHAP values and predictions.
+
+    The stages run in a scratch folder, which is deleted at the end. Does nothing where the results are there and match.
+    """
+    params = load_point(root / "params.yaml", name, seed)
+    options(params)
+    given = made_with(params, stages, root)
+    place = root / RESULTS / name / str(seed)
+    words = f"{name}, seed {seed}"
+    with locked(
+        store_folder(root) / f"locks/point-{name}-{seed}.lock", wait=True, waiting=f"{words}: another program is at it"
+    ):
+        if matches(place, given):
+            print(f"{words}: there already, made with the same params, code and images", file=sys.stderr)
+            return
+        store_folder(root).mkdir(exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f"point-{name}-{seed}-", dir=store_folder(root)))
+        try:
+            for stage in stages:
+                print(f"{words}: {stage}", file=sys.stderr)
+                run(STAGES[stage], params, scratch)
+            result: dict[str, Any] = {"point": name, "seed": seed, "made_with": given | {"machine": machine()}}
+            for stage in stages:
+                result |= read_json(scratch / f"reports/metrics/{stage}.json")
+            write_npz(place.with_suffix(".npz"), **arrays_of(scratch))
+            write_json(place.with_suffix(".json"), result)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def matches(place: Path, given: dict[str, Any]) -> bool:
+    """Whether both files of a result are there, and were made with what is given."""
+    if not all(place.with_suffix(ending).exists() for ending in (".json", ".npz")):
+        return False
+    try:
+        made = read_json(place.with_suffix(".json"))["made_with"]
+        return {key: made.get(key) for key in given} == given
+    except (UserError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def arrays_of(scratch: Path) -> dict[str, np.ndarray]:
+    """What figures and comparisons need of a point, where its stages left it.
+
+    curve_*: the training's records. maps_*: coordinates. shap_*: values summed over the channels, in half precision.
+    right_*: for each test image whether it was classified right, eight to a byte, in the images' order.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for name, path in (("curve", "reports/curves/pretrain.csv"), ("maps", "reports/projection.csv")):
+        if (scratch / path).exists():
+            table = pd.read_csv(scratch / path)
+            arrays |= {f"{name}_{column}": table[column].to_numpy(np.float32) for column in table if column != "class"}
+    if (scratch / "data/predictions.npz").exists():
+        for space, right in read_npz(scratch / "data/predictions.npz").items():
+            arrays[f"right_{space}"] = np.packbits(right)
+    if (scratch / "data/finetuned.npz").exists():
+        arrays["right_finetuned"] = np.packbits(read_npz(scratch / "data/finetuned.npz")["right"])
+    if (scratch / "data/shap.npz").exists():
+        for name, values in read_npz(scratch / "data/shap.npz").items():
+            arrays[f"shap_{name}"] = values.sum(1).astype(np.float16) if name.endswith("_values") else values
+    return arrays
+
+
+def main() -> None:
+    """Run one point, or all of them, or list them."""
+    parser = ArgumentParser(prog="python -m ablation.point", description=__doc__, formatter_class=RawTextHelpFormatter)
+    parser.add_argument("name", nargs="?", help="of the point; without, every point runs, one after the other")
+    parser.add_argument("--seed", type=int, help="one of the point's seeds; without, all of them")
+    parser.add_argument("--list", action="store_true", help="only print a line NAME SEED for each")
+    chosen = parser.parse_args()
+    with plainly("point"):
+        points = work(load(Path("params.yaml")))
+        if chosen.name is not None and chosen.name not in points:
+            raise UserError(f"params.yaml: ablation.points has no {chosen.name}: it has {', '.join(points)}")
+        for name, (seeds, stages) in points.items():
+            if chosen.name not in (None, name):
+                continue
+            if not seeds:
+                print(f"{name}: no study has this point", file=sys.stderr)
+            for seed in seeds if chosen.seed is None else [chosen.seed]:
+                if chosen.list:
+                    print(name, seed)
+                else:
+                    run_point(name, seed, stages)
+
+
+if __name__ == "__main__":
+    main()

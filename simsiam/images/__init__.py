@@ -1,0 +1,132 @@
+"""What a set of images is to everything else: images, labels, which part is for testing, and the classes' names.
+
+Where they come from is the business of the sources beside this file; counts, size, classes and normalisation come with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simsiam.errors import UserError
+from simsiam.files import read_npz, write_npz
+
+if TYPE_CHECKING:  # torch takes seconds to import, and half of the stages do without it
+    import torch
+
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+Floats = NDArray[np.float32] | NDArray[np.float64]
+TRAIN, TEST = 0, 1  # values of `split`
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Square colour images, some for training and some for testing."""
+
+    images: Pixels  # (N, S, S, 3)
+    labels: Labels  # (N,), a number of `classes`, or -1 where there is none
+    split: Pixels  # (N,), TRAIN or TEST
+    classes: tuple[str, ...]
+
+    @cached_property
+    def x_train(self) -> Pixels:
+        return self.images[self.split == TRAIN]
+
+    @cached_property
+    def y_train(self) -> Labels:
+        return self.labels[self.split == TRAIN]
+
+    @cached_property
+    def x_test(self) -> Pixels:
+        return self.images[self.split == TEST]
+
+    @cached_property
+    def y_test(self) -> Labels:
+        return self.labels[self.split == TEST]
+
+    @cached_property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of each channel over the training images, in [0, 1], to five places."""
+        # From counts of the 256 values: exact, and without a copy of all images as floats.
+        counts = np.stack([np.bincount(self.x_train[..., channel].ravel(), minlength=256) for channel in range(3)])
+        values = np.arange(256) / 255
+        share = counts / counts.sum(1, keepdims=True)
+        mean = share @ values
+        deviation = np.sqrt(share @ values**2 - mean**2)
+        return tuple(mean.round(5).tolist()), tuple(deviation.round(5).tolist())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything that a result can depend on."""
+        found = hashlib.sha256(repr((self.images.shape, self.classes)).encode())
+        for array in (self.images, self.labels, self.split):
+            found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write an npz that `load` reads."""
+        write_npz(path, images=self.images, labels=self.labels, split=self.split, classes=np.array(self.classes))
+
+
+def from_arrays(
+    x_train: Pixels, y_train: NDArray[np.integer], x_test: Pixels, y_test: NDArray[np.integer], classes: tuple[str, ...]
+) -> ImageSet:
+    """The set of these images (N, S, S, 3) uint8 and labels (N,)."""
+    return ImageSet(
+        images=np.concatenate([x_train, x_test]),
+        labels=np.concatenate([y_train, y_test]).astype(np.int64),
+        split=np.repeat(np.array([TRAIN, TEST], np.uint8), [len(x_train), len(x_test)]),
+        classes=classes,
+    )
+
+
+def load(path: Path) -> ImageSet:
+    """Read what `ImageSet.save` wrote. Raises UserError where it is missing, damaged or something else."""
+    arrays = read_npz(path)
+    try:
+        found = ImageSet(arrays["images"], arrays["labels"], arrays["split"], tuple(arrays["classes"].tolist()))
+        n, side = found.images.shape[:2]
+        good = (
+            found.images.dtype == np.uint8
+            and found.images.shape == (n, side, side, 3)
+            and (found.labels.dtype, found.labels.shape) == (np.int64, (n,))
+            and (found.split.dtype, found.split.shape) == (np.uint8, (n,))
+            and set(np.unique(found.split)) == {TRAIN, TEST}
+            and -1 <= found.labels.min() <= found.labels.max() < len(found.classes)
+        )
+    except (KeyError, ValueError):
+        good = False
+    if not good:
+        raise UserError(f"{path} does not hold a set of images: delete it and run `dvc repro download`")
+    return found
+
+
+def to_tensor(images: Pixels, device: torch.device) -> torch.Tensor:
+    """Images (N, H, W, 3) -> the same bytes as (N, 3, H, W) on the device."""
+    import torch
+
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous()
+
+
+def split(labels: Labels, held_out: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices (kept, held out), each sorted; the held-out slice takes the same share of every class.
+
+    Deterministic in `seed`. Raises UserError when nothing would be left on one side.
+    """
+    if not 0 < held_out < len(labels):
+        raise UserError(f"held_out is {held_out}: it must be between 1 and {len(labels) - 1}, the training images less 1")
+    generator = np.random.default_rng(seed)
+    shuffled = generator.permutation(len(labels))
+    # Rank every image within its class; the lowest ranks of all classes together form the slice.
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    counts = np.bincount(labels)
+    rank = np.concatenate([np.arange(count) / count for count in counts if count])
+    order = by_class[np.argsort(rank, kind="stable")]
+    return np.sort(order[held_out:]), np.sort(order[:held_out])

@@ -1,0 +1,36 @@
+"""The methods of pretraining, by the name that `method` in params.yaml gives them: one file a method.
+
+A method is a module made of an encoder. It has
+
+    Options                 a `Section`: the settings that are its alone, from recipes.<recipe>.methods.<name>; where it has a
+                            field `stop_gradient`, that is the one at the top of params.yaml
+    views                   how many random views of each image it wants
+    constant_lr             a part of it whose learning rate stays at the peak, or None
+    __init__(encoder, options)
+    forward(*views)         -> (loss, latents): views (N, 3, S, S), the scalar loss, and the first view's latents (N, d) without
+                            gradient, by which a collapse is noticed
+
+The training loop, the stages and the analysis know no more of it than that.
+"""
+
+from typing import Any
+
+from simsiam.errors import UserError
+from simsiam.methods.simsiam import SimSiam
+from simsiam.settings import Params, checked
+
+METHODS: dict[str, Any] = {"simsiam": SimSiam}
+
+
+def options(params: Params) -> Any:
+    """The chosen method's own settings, checked. Raises UserError for an unknown method, and for what is wrong with them."""
+    name = params.method
+    if name not in METHODS:
+        raise UserError(f"params.yaml: method is {name!r}: it should be one of {', '.join(METHODS)}")
+    fields = METHODS[name].Options.model_fields
+    content = dict(params.chosen.methods.get(name, {}))
+    if "stop_gradient" in fields:
+        content["stop_gradient"] = params.stop_gradient
+    elif not params.stop_gradient:
+        raise UserError(f"params.yaml: stop_gradient is false, but {name} has no stop-gradient to leave out")
+    return checked(METHODS[name].Options, content, "params.yaml", f"recipes.{params.recipe}.methods.{name}.")

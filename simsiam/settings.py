@@ -1,0 +1,325 @@
+"""Every setting: its name, type and range, defined here once and for all.
+
+params.yaml gives the values; each part of the library takes its own section. The sections are closed and strict, so a
+mistyped key or a text where a number belongs is refused, with one line that says what is allowed.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from simsiam.errors import UserError
+
+Count = Annotated[int, Field(ge=1, le=100_000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=100)]
+Index = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^\w[\w.=+-]*$")]
+S = TypeVar("S", bound="Section")
+Changes = dict[str, Any]  # key of params.yaml, with dots -> value
+
+
+class Section(BaseModel):
+    """Closed and strict: an unknown key, or a string where a number belongs, is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """The encoder's network.
+
+    stem: "imagenet" is torchvision's 7x7 stride 2 and max-pool; "cifar" is 3x3 stride 1 without pooling (Chen & He,
+    appendix D); "strided" is 3x3 stride 2 without pooling, a quarter of the "cifar" work.
+    """
+
+    stem: Literal["imagenet", "cifar", "strided"]
+    depth: Literal[10, 18]
+    # Channels of the first stage; the pooled features have 8 times as many. Below 8, torch 2.14.1 leaves the gradient of a
+    # strided 1x1 convolution in channels_last unset on the CPU.
+    width: Annotated[int, Field(ge=8, le=1024)]
+    normalisation: Literal["data", "half"]  # the images' own mean and deviation, or .5 and .5
+    projector_layers: Annotated[int, Field(ge=1, le=10)]
+    projector_hidden: Annotated[int, Field(ge=1, le=16_384)]
+    latent_norm: bool  # BatchNorm on the latent
+
+
+class EncoderSettings(Model):
+    """All that it takes to build an encoder again."""
+
+    latent_dim: int
+    seed: int  # of the initial weights
+    mean: tuple[float, ...]  # of each channel, which the network subtracts
+    std: tuple[float, ...]
+
+
+class Augment(Section):
+    """What a view goes through. A probability or strength of 0 leaves the operation out altogether."""
+
+    view_size: Annotated[int, Field(ge=8, le=512)]  # side of a view in pixels
+    crop_scale: list[Annotated[float, Field(ge=0.01, le=1)]] = Field(min_length=2, max_length=2)  # of the image's area
+    flip: Share  # probability of a horizontal flip
+    jitter: list[Share] = Field(min_length=4, max_length=4)  # strength: brightness, contrast, saturation, hue
+    jitter_probability: Share
+    grey: Share  # probability of losing all colour
+    blur: Share  # probability of a 3x3 Gaussian blur, sigma .1 to 2 pixels
+
+    @field_validator("crop_scale")
+    @classmethod
+    def _in_order(cls, scale: list[float]) -> list[float]:
+        if scale[0] > scale[1]:
+            raise ValueError("it should be [smallest, largest]")
+        return scale
+
+    @field_validator("jitter")
+    @classmethod
+    def _hue_is_half_a_turn_at_most(cls, jitter: list[float]) -> list[float]:
+        if jitter[3] > 0.5:
+            raise ValueError("its last number (hue, in turns) should be at most 0.5")
+        return jitter
+
+
+class Training(Section):
+    """What the training loop needs besides a learning rate and a seed."""
+
+    epochs: Count
+    # Of all processes together. BatchNorm over two or three images leaves hardly anything to learn from.
+    batch_size: Annotated[int, Field(ge=4)]
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Share
+    precision: Literal["auto", "fp32", "bf16"]
+    compile: Literal["auto", "always", "never"]
+
+
+class Pretrain(Training):
+    lr: Rate  # for a batch of 256, as everywhere; the peak is lr * batch_size / 256 (Goyal et al. 2017)
+    augment: Augment
+
+
+class Finetune(Training):
+    lr: list[Rate] = Field(min_length=1)  # of several, the best on the held-out slice
+    held_out: Count  # training images set aside to choose
+    space: Literal["latent", "backbone"]  # what the linear head reads
+    labels: Annotated[float, Field(gt=0, le=1)]  # share of the training images whose labels are used
+    budget: Literal["fixed", "grow"]  # grow: twice the epochs, again and again, as long as the held-out top-1 rises
+    augment: Augment
+
+
+class Recipe(Section):
+    model: Model
+    pretrain: Pretrain
+    finetune: Finetune
+    methods: dict[Name, dict[Name, Any]]  # by method, what is its alone; the method's own module says what that is
+
+
+class Recipes(Section):
+    """`base` whole, and of the others what differs from it; here they are whole, too."""
+
+    base: Recipe
+    laptop: Recipe
+    report: Recipe
+    paper: Recipe
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or not isinstance(content.get("base"), dict):
+            return content
+        base = content["base"]
+        return {name: base if name == "base" else merged(base, changes) for name, changes in content.items()}
+
+
+class Data(Section):
+    source: Annotated[str, Field(min_length=1)]
+
+
+class Embed(Section):
+    knn_k: Count
+    knn_temperature: Annotated[float, Field(ge=0.001)]
+    queries: list[Index] = Field(min_length=1, max_length=20)
+
+
+class LinearEval(Section):
+    held_out: Count
+    few_labels: list[Annotated[float, Field(ge=0.0001, le=0.9)]]
+    draws: Annotated[int, Field(ge=1, le=100)]
+
+    @field_validator("few_labels")
+    @classmethod
+    def _distinct(cls, shares: list[float]) -> list[float]:
+        if len({percent(share) for share in shares}) < len(shares):
+            raise ValueError("two of them are the same in per cent, to six digits")
+        return shares
+
+
+class Project(Section):
+    points: Annotated[int, Field(ge=50)]
+    perplexity: Annotated[float, Field(ge=1)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.perplexity >= self.points:
+            raise ValueError(f"perplexity should be smaller than points, which is {self.points}")
+        return self
+
+
+class Explain(Section):
+    images: list[Index] = Field(min_length=1, max_length=100)
+    outputs: Count
+    background: Annotated[int, Field(ge=10, le=1_000)]
+    mass_images: Annotated[int, Field(ge=0)]
+    mass_background: Annotated[int, Field(ge=10, le=1_000)]
+
+
+class Report(Section):
+    title: Annotated[str, Field(min_length=1)]
+
+
+StageName = Literal["pretrain", "embed", "linear_eval", "finetune", "project", "explain"]
+
+
+class Study(Section):
+    points: list[Name] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(min_length=1)
+    stages: list[StageName] = Field(min_length=1)  # that its points go through
+
+
+class Ablation(Section):
+    points: dict[Name, Changes]
+    studies: dict[Name, Study]
+
+    @model_validator(mode="after")
+    def _defined(self) -> Self:
+        for name, study in self.studies.items():
+            if unknown := set(study.points) - set(self.points):
+                raise ValueError(f"study {name} has points that are not in ablation.points: {', '.join(sorted(unknown))}")
+        return self
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    recipe: Literal["laptop", "report", "paper"]
+    method: Name
+    latent_dim: Annotated[int, Field(ge=2, le=16_384)]
+    stop_gradient: bool
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    data: Data
+    embed: Embed
+    linear_eval: LinearEval
+    project: Project
+    explain: Explain
+    report: Report
+    recipes: Recipes
+    ablation: Ablation
+
+    @property
+    def chosen(self) -> Recipe:
+        """The recipe that `recipe` names."""
+        recipe: Recipe = getattr(self.recipes, self.recipe)
+        return recipe
+
+    def in_use(self) -> dict[str, Any]:
+        """All that a run depends on: everything but the studies, the title and the recipes that are not chosen."""
+        content = self.model_dump(exclude={"recipes", "ablation", "report"})
+        return content | {"recipes": {self.recipe: self.chosen.model_dump()}}
+
+
+def percent(share: float) -> str:
+    """A share as the metrics name it: 0.01 -> "1%"."""
+    return f"{100 * share:g}%"
+
+
+def merged(base: Any, changes: Any) -> Any:
+    """`base` with what `changes` has instead, section by section."""
+    if not isinstance(base, dict) or not isinstance(changes, dict):
+        return changes
+    return base | {key: merged(base[key], value) if key in base else value for key, value in changes.items()}
+
+
+def load(path: Path, changes: Sequence[str] = ()) -> Params:
+    """Read and check params.yaml as YAML 1.2, with `changes` such as "latent_dim=32" or "embed.knn_k=20".
+
+    Raises UserError with one line on the first thing that is wrong.
+    """
+    content = _read(path)
+    if not changes:
+        return check(content, path.name)
+    given: Changes = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"{change}: it should be key=value")
+        try:
+            given[key] = YAML(typ="safe").load(value)
+        except (YAMLError, ValueError, RecursionError):
+            raise UserError(f"{change}: its value is not valid YAML") from None
+    check(content, path.name)  # what is wrong with the file is not the changes' fault
+    return check(changed(content, given), path.name)
+
+
+def load_point(path: Path, name: str, seed: int | None = None) -> Params:
+    """params.yaml as the point `name` of its `ablation` changes it, with `seed` where one is given."""
+    content = _read(path)
+    points = check(content, path.name).ablation.points
+    if name not in points:
+        raise UserError(f"{path.name}: ablation.points has no {name}: it has {', '.join(points)}")
+    return check(changed(content, points[name] | ({} if seed is None else {"seed": seed})), f"ablation.points.{name}")
+
+
+def changed(content: Any, changes: Changes) -> Any:
+    """A parsed params.yaml with other values for some keys. A key of a recipe may be one that only its base has.
+
+    Raises UserError where there is no such key.
+    """
+    for key, value in changes.items():
+        nested = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        if key.split(".")[0] not in content:
+            raise UserError(f"{key}: there is no such key in params.yaml; it has {', '.join(content)}")
+        content = merged(content, nested)
+    return content
+
+
+def check(content: Any, name: str = "params.yaml") -> Params:
+    """Turn a parsed params.yaml into Params. Raises UserError naming the key, its value and what is allowed."""
+    return checked(Params, content, name)
+
+
+def checked(section: type[S], content: Any, name: str, prefix: str = "") -> S:
+    """Validate a section. Raises UserError with one line that names `name`, the key, its value and what is allowed."""
+    try:
+        return section.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = prefix + ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(_keys_beside(section, first["loc"]))
+            raise UserError(f"{name}: unknown key {key}: allowed here are {known}") from None
+        if first["type"] == "missing":
+            raise UserError(f"{name}: {key} is missing") from None
+        allowed = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+        value = repr(first["input"])
+        shown = value if len(value) <= 80 else "not right"
+        raise UserError(f"{name}: {key or 'the whole file'} is {shown}: {allowed}") from None
+
+
+def _read(path: Path) -> Any:
+    try:
+        return YAML(typ="safe").load(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run this from the folder that holds params.yaml") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no such date or number
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _keys_beside(section: Any, location: tuple[int | str, ...]) -> list[str]:
+    for part in location[:-1]:
+        section = section.model_fields[part].annotation if part in getattr(section, "model_fields", {}) else Study
+    return list(section.model_fields)
