@@ -1,9 +1,9 @@
 """One point of the ablation, through the pipeline's own stages: python -m ablation.point NAME [--seed SEED]
 
-`ablation` in params.yaml names the points. Each writes two small files per seed to ablation/results/NAME/, which git tracks; where
-they are there already and were made with the same params, code and images, nothing is done. So points may run side by side, in
-any order and on several machines that share this folder: `python -m ablation.point --list` has a line for each, for GNU parallel
-or an array job. Trainings that two points share are done once (`.checkpoints/`).
+`ablation` in params.yaml names the points. Each writes two small files per seed to ablation/results/NAME/, which git
+tracks; where they are there already, made with the same params, code and images, nothing is done. So points may run side by
+side, in any order and on several machines that share this folder: `python -m ablation.point --list` has a line for each, for
+GNU parallel or an array job. Trainings that two points share are done once (`.checkpoints/`).
 """
 
 import shutil
@@ -66,7 +66,9 @@ def run_point(name: str, seed: int, stages: list[str], root: Path = Path()) -> N
     place = root / RESULTS / name / str(seed)
     words = f"{name}, seed {seed}"
     with locked(
-        store_folder(root) / f"locks/point-{name}-{seed}.lock", wait=True, waiting=f"{words}: another program is at it"
+        store_folder(root) / f"locks/point-{name}-{seed}.lock",
+        wait=True,
+        waiting=f"{words}: another program is at it: waiting for it",
     ):
         if matches(place, given):
             print(f"{words}: there already, made with the same params, code and images", file=sys.stderr)

@@ -1,7 +1,7 @@
 """What the code of a module means, as a digest: it changes with a formula and not with a comment.
 
-DVC sees files, not Python's imports, so a stage depends on the digest of all that it imports (stage check writes them), and a
-checkpoint is identified by the digest of all that its training imports.
+DVC sees files, not Python's imports, so a stage depends on the digest of all that it imports (stage check writes them), and
+a checkpoint is identified by the digest of all that its training imports.
 """
 
 import ast
@@ -54,8 +54,8 @@ def _tree(node: object) -> object:
     if not isinstance(node, ast.AST):
         return repr(node)
     fields = dict(ast.iter_fields(node))
-    documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-    if documented and ast.get_docstring(node, clean=False) is not None:
-        fields["body"] = fields["body"][1:]
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        if ast.get_docstring(node, clean=False) is not None:
+            fields["body"] = fields["body"][1:]
     kept = {name: value for name, value in fields.items() if name not in ("ctx", "kind", "type_comment")}
     return (type(node).__name__, *((name, _tree(value)) for name, value in kept.items() if value not in (None, [])))

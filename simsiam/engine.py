@@ -139,7 +139,7 @@ def train(
     lr: for a batch of 256; the peak rate is lr * batch_size / 256.
     constant_lr: a part of `module` whose learning rate stays at the peak.
     about: all else that module and loss_of are made of, which with the settings and the arithmetic identifies the training.
-    store_for: gives the place of its checkpoints, where a training that was cut short is taken up again, bit for bit on a CPU.
+    store_for: gives the place of its checkpoints; a training that was cut short is taken up again, bit for bit on a CPU.
     watch: more numbers for a record, that are too dear for every step. on_epoch: called after every epoch with all records
     so far. Both are called by process 0 alone.
 

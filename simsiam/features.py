@@ -14,9 +14,9 @@ def extract(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Backbone features (N, 8 * width) and latents (N, latent_dim) of images (N, 3, S, S) uint8, without augmentation.
 
-    Runs on the images' device in evaluation mode and fp32 (TF32 on a GPU): bf16 would round away what
-    spread nearly collapsed features have. The encoder and each of its parts come back in the mode, on the device and with the
-    very weights and BatchNorm buffers that they had.
+    Runs on the images' device in evaluation mode and fp32 (TF32 on a GPU): bf16 would round away what spread nearly
+    collapsed features have. The encoder and each of its parts come back in the mode, on the device and with the very weights
+    and BatchNorm buffers that they had.
     """
     modes = {module: module.training for module in encoder.modules()}
     home = next(encoder.parameters()).device

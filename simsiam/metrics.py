@@ -42,14 +42,14 @@ def knn_scores(similarities: Floats, neighbours: Labels, classes: int, *, temper
 
 
 def precision_at(k: int, neighbours: Labels, labels: Labels) -> float:
-    """Share of the k nearest neighbours that have the query's label, over all queries: neighbours (N, at least k), labels (N,)."""
+    """Share of the k nearest neighbours with the query's label, over all queries. neighbours (N, k or more), labels (N,)."""
     return float((neighbours[:, :k] == labels[:, None]).mean())
 
 
 def rankme(features: Floats) -> float:
     """Effective rank of features (N, d): the exponential of the entropy of the singular values, in [1, d].
 
-    Garrido et al. 2023, equation 1 (RankMe), on the matrix as it is, not centred; without their 1e-7, which lifts it above d.
+    Garrido et al. 2023, equation 1 (RankMe), on the matrix as it is, not centred; without their 1e-7, which lifts it over d.
     """
     singular = np.linalg.svd(features.astype(np.float64), compute_uv=False)
     return float(np.exp(entropy(singular))) if singular.any() else 1.0

@@ -40,7 +40,7 @@ def save(path: Path, figure: Figure) -> None:
 
 
 def draw(path: Path, figure: Callable[..., Figure], *content: object) -> None:
-    """Draw a figure of `content` and write it as a PNG. One that cannot be drawn costs no numbers: it says so in its place."""
+    """Draw a figure of `content` and write it as a PNG. What cannot be drawn costs no numbers: a picture says so instead."""
     try:
         drawn = figure(*content)
         drawn.canvas.draw()
@@ -73,9 +73,8 @@ def curves_figure(pretraining: pd.DataFrame, finetuning: pd.DataFrame) -> Figure
     spread.axhline(1, color="#717581", linestyle="--", linewidth=1)
     spread.set_ylim(0, max(1.1, float(pretraining["z_std"].max()) * 1.05))
     rank.set_ylim(0, None)
-    for (start, rows), colour, style in zip(
-        finetuning.groupby("start"), (COLOURS[4], COLOURS[8]), ("-", "--"), strict=False
-    ):
+    for start, colour, style in (("encoder", COLOURS[4], "-"), ("scratch", COLOURS[8], "--")):
+        rows = finetuning[finetuning["start"] == start]
         tuned.plot(rows["epoch"], rows["top1"], style, marker=".", markersize=4, color=colour, label=f"from {start}")
     tuned.set(title="Fine-tuning: on its own augmented training images", xlabel="epoch", ylabel="top-1", xlim=(0, None))
     tuned.set_ylim(0, None)
@@ -199,8 +198,8 @@ def neighbours_figure(
 ) -> Figure:
     """Each row a test image (S, S, 3) and, by space, its nearest training images, framed by whether the class agrees.
 
-    neighbours: space -> images (rows, k, S, S, 3), labels and cosines (rows, k). precision: the share of such neighbours, over
-    all test images, that have the image's class.
+    neighbours: space -> images (rows, k, S, S, 3), labels and cosines (rows, k). precision: the share of such neighbours,
+    over all test images, that have the image's class.
     """
     rows, columns = next(iter(neighbours.values()))[1].shape
     # A column for the test image, and for each space an empty one and one for each neighbour.

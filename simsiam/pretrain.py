@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -13,7 +14,7 @@ from simsiam.settings import Pretrain
 
 
 def pretrain(
-    method: nn.Module,
+    method: Any,
     images: Tensor,
     *,
     settings: Pretrain,

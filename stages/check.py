@@ -1,7 +1,7 @@
 """Refuse a bad params.yaml before anything is computed, and say what each stage's code is: python -m stages.check
 
-DVC sees neither an unknown key nor what Python imports. This stage depends on all of params.yaml and on all code; every other
-stage depends on the digest that it writes, which changes with the code that the stage imports but not with a comment.
+DVC sees neither an unknown key nor what Python imports. This stage depends on all of params.yaml and on all code; every
+other stage depends on the digest that it writes, which changes with the code that the stage imports but not with a comment.
 """
 
 from pathlib import Path

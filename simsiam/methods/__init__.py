@@ -2,13 +2,13 @@
 
 A method is a module made of an encoder. It has
 
-    Options                 a `Section`: the settings that are its alone, from recipes.<recipe>.methods.<name>; where it has a
-                            field `stop_gradient`, that is the one at the top of params.yaml
-    views                   how many random views of each image it wants
-    constant_lr             a part of it whose learning rate stays at the peak, or None
+    Options          a `Section`: the settings that are its alone, from recipes.<recipe>.methods.<name>; a field
+                     `stop_gradient` is the one at the top of params.yaml
+    views            how many random views of each image it wants
+    constant_lr      a part of it whose learning rate stays at the peak, or None
     __init__(encoder, options)
-    forward(*views)         -> (loss, latents): views (N, 3, S, S), the scalar loss, and the first view's latents (N, d) without
-                            gradient, by which a collapse is noticed
+    forward(*views)  -> (loss, latents): views (N, 3, S, S), the scalar loss, and the first view's latents (N, d) without
+                     gradient, by which a collapse is noticed
 
 The training loop, the stages and the analysis know no more of it than that.
 """

@@ -13,7 +13,7 @@ from simsiam.settings import Section
 SMALLEST_BOTTLENECK = 32
 
 
-class Options(Section):
+class SimSiamOptions(Section):
     stop_gradient: bool
     predictor_hidden: Annotated[int, Field(ge=1, le=16_384)] | None  # None: `bottleneck` of the latent
     predictor_lr: Literal["cosine", "constant"]  # constant: section 4.2 of the paper
@@ -22,10 +22,10 @@ class Options(Section):
 class SimSiam(nn.Module):
     """An encoder f and a predictor h."""
 
-    Options = Options
+    Options = SimSiamOptions
     views = 2
 
-    def __init__(self, encoder: Encoder, options: Options) -> None:
+    def __init__(self, encoder: Encoder, options: SimSiamOptions) -> None:
         super().__init__()
         self.encoder = encoder
         self.stop_gradient = options.stop_gradient
@@ -47,7 +47,7 @@ class SimSiam(nn.Module):
         return loss, z1.detach()
 
     def distance(self, p: Tensor, z: Tensor) -> Tensor:
-        """D(p, z) of equation 1, the mean over the batch of -cos(p, z); with stop-gradient none flows into z. p, z: (N, d)."""
+        """D(p, z) of equation 1 for p, z (N, d): the mean of -cos(p, z). With stop-gradient, no gradient flows into z."""
         p, z = p.float(), z.float()
         return -F.cosine_similarity(p, z.detach() if self.stop_gradient else z, dim=1).mean()
 
