@@ -31,7 +31,8 @@ test: repository .venv/installed
 	python -m pytest
 
 bench: repository .venv/installed
-	uv pip install --python .venv/bin/python $(call packages,bench) || python -m pip install $(call packages,bench)
+	uv pip install --python .venv/bin/python $(call packages,bench) || \
+		.venv/bin/python -m pip install $(call packages,bench)
 	dvc repro download
 	python -m benchmarks.throughput
 	python -m benchmarks.arithmetic
@@ -84,11 +85,12 @@ endif
 	@find .venv -mindepth 1 -maxdepth 1 ! -name installed -exec rm -rf {} +
 	@'$(base)' -m venv .venv || \
 		{ echo "Python could not make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
-	@python -m pip install --quiet --disable-pip-version-check --retries 1 uv==0.13.9 || echo "No uv: pip does the same, only slower."
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 uv==0.13.9 || echo "No uv: pip does the same, only slower."
 	@if [ -z "$(gpu)$$UV_TORCH_BACKEND" ] && UV_HTTP_RETRIES=0 UV_HTTP_CONNECT_TIMEOUT=5 UV_HTTP_TIMEOUT=10 uv pip install --quiet \
 		--python .venv/bin/python --dry-run --no-deps --torch-backend cpu -c requirements.txt torch torchvision 2> /dev/null; \
 	then export UV_TORCH_BACKEND=cpu; fi; \
-	command -v uv > /dev/null && uv pip install --python .venv/bin/python $(call packages,test) || python -m pip install $(call packages,test) || { \
+	command -v uv > /dev/null && uv pip install --python .venv/bin/python $(call packages,test) || \
+		.venv/bin/python -m pip install $(call packages,test) || { \
 		echo "The packages could not be installed; the reason is above. If no package index can be reached: name yours with" \
 		"PIP_INDEX_URL and UV_DEFAULT_INDEX, or a folder of wheels with PIP_FIND_LINKS, then make again."; exit 1; }
 	@printf '%s\n' "$(CURDIR) $(lock) $$(.venv/bin/python -I -c '$(identity)')" > .venv/installed

@@ -1,6 +1,5 @@
 """Linear evaluation: how much a linear classifier reads out of frozen features."""
 
-import sys
 from dataclasses import dataclass
 
 import numpy as np

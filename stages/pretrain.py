@@ -8,10 +8,10 @@ from simsiam.checkpoint import open_store
 from simsiam.engine import Record, pick_device
 from simsiam.files import write_csv
 from simsiam.images import to_tensor
-from simsiam.methods import METHODS, options
-from simsiam.networks import Encoder, save_encoder
+from simsiam.methods import build
+from simsiam.networks import save_encoder
 from simsiam.pretrain import pretrain as train_method
-from simsiam.settings import EncoderSettings, Params
+from simsiam.settings import Params
 from stages.common import Metrics, load_images, main
 
 
@@ -20,28 +20,32 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
 
     Of several processes that `torchrun` started, only the first writes, and has metrics to return.
     """
-    images, device, model = load_images(root), pick_device(), params.chosen.model
-    mean, std = images.normalisation if model.normalisation == "data" else ((0.5,) * 3, (0.5,) * 3)
-    settings = EncoderSettings(**dict(model), latent_dim=params.latent_dim, seed=params.seed, mean=mean, std=std)
-    encoder, chosen = Encoder(settings), options(params)
-    about = {"method": params.method, "options": chosen.model_dump(), "encoder": settings.model_dump()}
+    images, device = load_images(root), pick_device()
+    method = build(params, images.normalisation)
+    about = {
+        "method": params.method,
+        "options": method.options.model_dump(),
+        "encoder": method.encoder.settings.model_dump(),
+        "augment": params.chosen.pretrain.augment.model_dump(),
+        "images": images.digest,
+    }
 
     def write_curve(records: list[Record]) -> None:
         write_csv(root / "reports/curves/pretrain.csv", records)
 
     with parallel.joined(device):
         result = train_method(
-            METHODS[params.method](encoder, chosen),
+            method,
             to_tensor(images.x_train, device),
             settings=params.chosen.pretrain,
             seed=params.seed,
-            about=about | {"images": images.digest},
+            about=about,
             store_for=partial(open_store, root, "simsiam.pretrain", fresh=fresh),
             on_epoch=write_curve,
         )
         if parallel.rank() > 0:
             return None
-    save_encoder(root / "models/encoder.pt", encoder)
+    save_encoder(root / "models/encoder.pt", method.encoder)
     last = result.records[-1]
     return {
         **{name: last[name] for name in ("loss", "z_std", "rankme", "first_share")},

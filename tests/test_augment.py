@@ -1,7 +1,6 @@
 """Each operation against torchvision's functional reference, given the same parameters; draws against their laws."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +9,9 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 from simsiam import augment
-from simsiam.augment import AugmentSettings, random_crop, random_view
-from tests.conftest import generator
-
-PLAIN = AugmentSettings(32, (1.0, 1.0), 0.0, (0.0, 0.0, 0.0, 0.0), 0.0, 0.0, 0.0)
+from simsiam.augment import random_crop, random_view
+from simsiam.settings import Augment
+from tests.conftest import COLOURFUL, PLAIN, but, generator
 
 
 @pytest.fixture
@@ -67,7 +65,7 @@ def test_a_blur_of_sigma_0_changes_nothing(pictures: Tensor) -> None:
 
 
 def test_a_view_is_its_operations_in_the_drawn_order(images: Tensor) -> None:
-    settings = AugmentSettings(24, (0.2, 1.0), 0.5, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5)
+    settings = but(COLOURFUL, view_size=24, blur=0.5)
     for seed in range(3):
         drawn = augment.draw(30, 32, generator(seed), settings)
         views = augment.make_view(images[:30], drawn, settings)
@@ -91,7 +89,7 @@ def test_a_view_is_its_operations_in_the_drawn_order(images: Tensor) -> None:
 
 
 def test_all_orders_of_the_colour_jitter_are_drawn() -> None:
-    random, drawn = generator(), replace(PLAIN, jitter_probability=1.0)
+    random, drawn = generator(), but(PLAIN, jitter_probability=1.0)
     assert len({tuple(augment.draw(2, 32, random, drawn).jitter_order) for _ in range(500)}) == 24
 
 
@@ -119,7 +117,7 @@ def test_a_view_that_changes_nothing_is_the_image(images: Tensor) -> None:
 
 
 def test_views_come_from_the_generator_alone(images: Tensor) -> None:
-    settings = AugmentSettings(24, (0.2, 1.0), 0.5, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5)
+    settings = but(COLOURFUL, view_size=24, blur=0.5)
     state = torch.get_rng_state()
     one = random_view(images[:50], generator(1), settings)
     assert torch.equal(one, random_view(images[:50], generator(1), settings))
@@ -130,17 +128,46 @@ def test_views_come_from_the_generator_alone(images: Tensor) -> None:
 
 
 def test_every_image_gets_its_own_parameters(images: Tensor) -> None:
-    settings = AugmentSettings(32, (0.2, 1.0), 0.5, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5)
+    settings = but(COLOURFUL, blur=0.5)
     views = random_view(images[:1].expand(30, -1, -1, -1), generator(), settings)
     assert len({tuple(view.flatten()[:20].tolist()) for view in views}) == 30
 
 
-def test_probabilities(images: Tensor) -> None:
+def test_probabilities(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augment, "BLUR_SIGMA", (1.0, 2.0))  # a weak blur can hardly be seen
+
     def share(**change: float) -> float:
-        settings = replace(PLAIN, blur_sigma=(1.0, 2.0), **change)  # type: ignore[arg-type]
+        settings = but(PLAIN, **change)
         views = random_view(images, generator(), settings)
         return float(((views - images.float() / 255).abs().amax((1, 2, 3)) > 1e-3).float().mean())
 
     for operation in ("flip", "grey", "blur"):
         assert share(**{operation: 1.0}) > 0.97  # a few images are grey or flat already
         assert 0.2 < share(**{operation: 0.3}) < 0.4
+
+
+def test_an_operation_that_is_left_out_moves_no_other(images: Tensor) -> None:
+    """Crop and flip of an image are the same whether colours change or not, and so is each colour."""
+    settings = but(COLOURFUL, blur=0.5)
+    drawn = augment.draw(60, 32, generator(), settings).numbers
+    for change, rows in (({"jitter_probability": 0.0}, range(5, 9)), ({"grey": 0.0}, [9]), ({"blur": 0.0}, [10])):
+        without = augment.draw(60, 32, generator(), but(settings, **change)).numbers
+        kept = [row for row in range(11) if row not in rows]
+        assert torch.equal(without[kept], drawn[kept]) and bool((without[list(rows)] == 0).all())
+
+
+def test_blurs_are_as_wide_as_the_paper_has_them() -> None:
+    """Sigma between .1 and 2 pixels, uniformly (Chen & He 2020, section 3)."""
+    sigma = augment.draw(4000, 32, generator(), but(PLAIN, blur=1.0)).numbers[10]
+    quantiles = sigma.quantile(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])).tolist()
+    assert quantiles == pytest.approx([0.1, 0.575, 1.05, 1.525, 2.0], abs=0.05)
+
+
+def test_the_crop_is_of_the_settings(images: Tensor) -> None:
+    def area(settings: Augment) -> Tensor:
+        numbers = augment.draw(1000, 32, generator(), settings).numbers
+        return numbers[2] * numbers[3] / 32**2
+
+    small, large = area(but(PLAIN, crop_scale=[0.05, 0.1])), area(but(PLAIN, crop_scale=[0.7, 0.8]))
+    assert float(small.min()) > 0.03 and float(small.max()) < 0.13
+    assert float(large.quantile(0.05)) > 0.65 and float(large.quantile(0.95)) < 0.85

@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from simsiam.data import Cifar10
-from simsiam.metrics import knn_accuracy, nearest, rankme, spectrum, top_k
+from simsiam.images import ImageSet
+from simsiam.metrics import knn_scores, nearest, precision_at, rankme, spectrum, top_k
 from tests.conftest import rng
 
 
@@ -24,7 +24,7 @@ def test_equal_scores_count_once() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 20, 400])
-def test_knn(cifar: Cifar10, k: int) -> None:
+def test_knn(cifar: ImageSet, k: int) -> None:
     bank = cifar.x_train.reshape(len(cifar.x_train), -1) / np.float32(255) - np.float32(0.5)
     queries = cifar.x_test.reshape(len(cifar.x_test), -1) / np.float32(255) - np.float32(0.5)
 
@@ -36,13 +36,13 @@ def test_knn(cifar: Cifar10, k: int) -> None:
     assert ours == pytest.approx(oracle.score(queries, cifar.y_test), abs=1e-9)
 
 
-def test_a_low_temperature_is_the_nearest_neighbour(cifar: Cifar10) -> None:
+def test_a_low_temperature_is_the_nearest_neighbour(cifar: ImageSet) -> None:
     bank, queries = (x.reshape(len(x), -1).astype(np.float32) for x in (cifar.x_train, cifar.x_test))
     one = knn_accuracy(bank, cifar.y_train, queries, cifar.y_test, k=1, temperature=0.1)
     assert knn_accuracy(bank, cifar.y_train, queries, cifar.y_test, k=50, temperature=1e-6) == one > 0.1
 
 
-def test_nearest_is_itself_in_the_bank(cifar: Cifar10) -> None:
+def test_nearest_is_itself_in_the_bank(cifar: ImageSet) -> None:
     bank = cifar.x_train.reshape(len(cifar.x_train), -1).astype(np.float32)
     similarities, indices = nearest(bank, bank[:30], 5)
     assert (indices[:, 0] == np.arange(30)).all()

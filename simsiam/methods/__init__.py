@@ -4,6 +4,7 @@ A method is a module made of an encoder. It has
 
     Options          a `Section`: the settings that are its alone, from recipes.<recipe>.methods.<name>; a field
                      `stop_gradient` is the one at the top of params.yaml
+    encoder, options what it is made of
     views            how many random views of each image it wants
     constant_lr      a part of it whose learning rate stays at the peak, or None
     __init__(encoder, options)
@@ -17,7 +18,8 @@ from typing import Any
 
 from simsiam.errors import UserError
 from simsiam.methods.simsiam import SimSiam
-from simsiam.settings import Params, checked
+from simsiam.networks import Encoder
+from simsiam.settings import EncoderSettings, Params, checked
 
 METHODS: dict[str, Any] = {"simsiam": SimSiam}
 
@@ -34,3 +36,11 @@ def options(params: Params) -> Any:
     elif not params.stop_gradient:
         raise UserError(f"params.yaml: stop_gradient is false, but {name} has no stop-gradient to leave out")
     return checked(METHODS[name].Options, content, "params.yaml", f"recipes.{params.recipe}.methods.{name}.")
+
+
+def build(params: Params, normalisation: tuple[tuple[float, ...], tuple[float, ...]]) -> Any:
+    """The chosen method on a new encoder. normalisation: mean and deviation of the images' channels."""
+    model = params.chosen.model
+    mean, std = normalisation if model.normalisation == "data" else ((0.5,) * 3, (0.5,) * 3)
+    settings = EncoderSettings(**dict(model), latent_dim=params.latent_dim, seed=params.seed, mean=mean, std=std)
+    return METHODS[params.method](Encoder(settings), options(params))

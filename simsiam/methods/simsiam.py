@@ -28,16 +28,15 @@ class SimSiam(nn.Module):
     def __init__(self, encoder: Encoder, options: SimSiamOptions) -> None:
         super().__init__()
         self.encoder = encoder
-        self.stop_gradient = options.stop_gradient
+        self.options = options
         latent_dim = encoder.settings.latent_dim
         with seeded(derive(encoder.settings.seed, 2)):  # another stream than the encoder's
             self.predictor = predictor(latent_dim, options.predictor_hidden or bottleneck(latent_dim))
-        self.predictor_lr = options.predictor_lr
 
     @property
     def constant_lr(self) -> nn.Module | None:
         """What keeps the peak learning rate."""
-        return self.predictor if self.predictor_lr == "constant" else None
+        return self.predictor if self.options.predictor_lr == "constant" else None
 
     def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor]:
         """D(p1, z2)/2 + D(p2, z1)/2, equations 2 and 4: in [-1, 1], and -1 when all predictions are right."""
@@ -49,7 +48,7 @@ class SimSiam(nn.Module):
     def distance(self, p: Tensor, z: Tensor) -> Tensor:
         """D(p, z) of equation 1 for p, z (N, d): the mean of -cos(p, z). With stop-gradient, no gradient flows into z."""
         p, z = p.float(), z.float()
-        return -F.cosine_similarity(p, z.detach() if self.stop_gradient else z, dim=1).mean()
+        return -F.cosine_similarity(p, z.detach() if self.options.stop_gradient else z, dim=1).mean()
 
 
 def predictor(latent_dim: int, hidden: int) -> nn.Sequential:

@@ -1,0 +1,257 @@
+"""Let every write, fsync and rename of every stage fail once, and see that nothing is lost: python -m tests.faults
+
+In a small repository of its own, a stage runs under strace, which says what it asks of the disk. Then it is run once for
+each of these calls (the first, the middle and the last of many alike) with that one failing. Each time it has to end with
+a status other than 0 and one line of error; every output has to be the old one or the new one, whole; no scratch file may
+be left; and the same command has to work afterwards. The last is tried once for each state that a failure left behind.
+"""
+
+import json
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from argparse import ArgumentParser, RawTextHelpFormatter
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from simsiam.files import sha256, sha256_file
+from tests.clones import ROOT, environment, make_clone
+
+LIMIT = 300  # seconds that a stage may take
+# What fails, and how. Of openat only what may create a file.
+CALLS = {
+    "openat": "ENOSPC",
+    "mkdir": "ENOSPC",
+    "symlink": "ENOSPC",
+    "write": "ENOSPC",
+    "pwrite64": "ENOSPC",
+    "writev": "ENOSPC",
+    "ftruncate": "EIO",
+    "fsync": "EIO",
+    "fdatasync": "EIO",
+    "rename": "EIO",
+    "renameat": "EIO",
+    "renameat2": "EIO",
+    "link": "EIO",
+}
+OLD = b'{"old": true}\n'
+TEXTS = {".csv", ".html", ".json", ".md", ".txt", ".yaml"}  # may hold times
+# A stage as `python -m` starts it, with scratch files that have the same names in every run.
+STAGE = """
+import itertools, runpy, secrets, sys
+count = itertools.count()
+secrets.token_hex = lambda size=8: f"{next(count):0{2 * size}x}"
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A system call on a file of the repository, the `nth` of its kind on that file."""
+
+    name: str
+    path: str  # as strace has to be told: as the program gave it, or relative to the repository for an open file
+    opened: bool  # the call is on an open file
+    nth: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.path}" + (f" ({self.nth})" if self.nth > 1 else "")
+
+
+def stages() -> list[str]:
+    """The modules of dvc.yaml's stages, in its order, which is one that they can run in."""
+    commands = [stage["cmd"] for stage in YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"].values() if "cmd" in stage]
+    return [found[1] for command in commands if (found := re.fullmatch(r"python -m (\S+)", command))]
+
+
+def run(stage: str, clone: Path, *strace: str) -> subprocess.CompletedProcess[str]:
+    """Run a stage, under strace with these options if there are any."""
+    command = [sys.executable, "-c", STAGE, stage]
+    if strace:
+        command = ["strace", "-f", "-qq", "-y", "-s", "0", "-e", "signal=none", "-o", f"{clone}.trace", *strace, *command]
+    quiet = environment() | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    quiet.pop("DVC_ROOT", None)
+    return subprocess.run(command, cwd=clone, env=quiet, capture_output=True, text=True, timeout=LIMIT)
+
+
+def calls(stage: str, clone: Path) -> list[Call]:
+    """What a run of the stage asks of the disk for the repository's files."""
+    result = run(stage, clone, "-e", f"trace={','.join(CALLS)}")
+    assert result.returncode == 0, result.stderr
+    found: list[Call] = []
+    seen: Counter[tuple[str, str]] = Counter()
+    for line in Path(f"{clone}.trace").read_text().splitlines():
+        if not (match := re.match(r"\d+ +(\w+)\((.*)", line)) or match[1] not in CALLS:
+            continue
+        name, rest = match[1], match[2]
+        if opened := re.match(r"\d+<([^>]*)>", rest):
+            path = opened[1]
+        elif name == "openat" and "O_CREAT" not in rest:
+            continue
+        else:
+            path = re.findall(r'"([^"]*)"', rest)[-1]
+        place = Path(os.path.normpath(clone / path))
+        if place.is_relative_to(clone) and not {".git", "__pycache__"} & set(place.relative_to(clone).parts):
+            path = str(place.relative_to(clone)) if opened or Path(path).is_absolute() else path
+            seen[name, path] += 1
+            found.append(Call(name, path, bool(opened), seen[name, path]))
+    return found
+
+
+def sample(found: list[Call]) -> list[Call]:
+    """The first, the middle and the last of the calls that differ in a number or a digest only."""
+    groups: dict[tuple[str, str], list[Call]] = {}
+    for call in found:
+        groups.setdefault((call.name, re.sub(r"[0-9a-f]{8,}", "*", call.path)), []).append(call)
+    chosen = {alike[place] for alike in groups.values() for place in (0, len(alike) // 2, -1)}
+    return [call for call in found if call in chosen]
+
+
+def copy(source: Path, target: Path) -> None:
+    """Make `target` what `source` is."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, symlinks=True)
+
+
+def content(clone: Path) -> dict[str, str]:
+    """A digest of each file that git does not have; of texts without the numbers, some of which are times."""
+    found = {}
+    for path in sorted(clone.rglob("*")):
+        name = str(path.relative_to(clone))
+        if path.is_symlink():
+            found[name] = os.readlink(path)
+        elif path.is_file() and path.name != "lock" and not name.startswith(".git/") and "__pycache__" not in name:
+            text = path.suffix in TEXTS
+            found[name] = sha256(re.sub(rb"[0-9.e+-]+", b"0", path.read_bytes())) if text else sha256_file(path)
+    return found
+
+
+def wrong(
+    result: subprocess.CompletedProcess[str], clone: Path, before: dict[str, str], after: dict[str, str]
+) -> Iterator[str]:
+    """What is not as it should be after a call failed; `before` and `after` are the repository's content around a good run."""
+    if "(INJECTED)" not in Path(f"{clone}.trace").read_text():
+        yield "the call was not reached"
+        return
+    lines = [line for line in re.split(r"[\r\n]+", result.stderr) if line.startswith("error: ")]
+    if result.returncode <= 0 or len(lines) != 1 or "Traceback" in result.stderr:
+        yield f"it ended with {result.returncode} and said: {result.stderr.strip()[-2000:]}"
+    for name, digest in content(clone).items():
+        if name.endswith(".tmp"):
+            yield f"{name} is left"
+        elif name.startswith(".checkpoints/"):
+            if not whole(clone / name):
+                yield f"{name} is torn"
+        elif digest not in (before.get(name), after.get(name)):
+            yield f"{name} is torn"
+    yield from (f"{name} is gone" for name in before if not (clone / name).exists())
+
+
+def whole(path: Path) -> bool:
+    """Whether a file of the checkpoint store is what its name says, or JSON."""
+    if digest := re.fullmatch(r"\d+-([0-9a-f]+)\.pt", path.name):
+        return sha256_file(path).startswith(digest[1])
+    if path.suffix == ".json":
+        try:
+            json.loads(path.read_bytes())
+        except ValueError:
+            return False
+    return path.suffix != ".damaged"
+
+
+def attack(stage: str, start: Path, folder: Path, jobs: int) -> int:
+    """Let each call of a stage fail, from the repository `start`, which becomes that after a good run. Count what is wrong."""
+    first = folder / "first"
+    copy(start, first)
+    result = run(stage, first)
+    assert result.returncode == 0, f"{stage} does not work:\n{result.stderr}"
+    empty, made = content(start), content(first)
+    for name in made:  # the outputs are there already, and old
+        if made[name] != empty.get(name) and not name.startswith(".checkpoints/"):
+            (start / name).parent.mkdir(parents=True, exist_ok=True)
+            (start / name).write_bytes(OLD)
+    before = content(start)
+    traced = folder / "traced"
+    copy(start, traced)
+    found = calls(stage, traced)
+    chosen = sample(found)
+    after = content(traced)
+
+    clones: queue.Queue[Path] = queue.Queue()
+    for number in range(jobs):
+        clones.put(folder / f"clone{number}")
+    recovered: set[str] = set()  # states that the stage was seen to work from
+    printing = threading.Lock()
+    errors = Counter[str]()
+
+    def fail(call: Call) -> int:
+        clone = clones.get()
+        try:
+            copy(start, clone)
+            place = str(clone / call.path) if call.opened else call.path
+            result = run(
+                stage, clone, "-P", place, "-e", f"trace={call.name}",
+                "-e", f"inject={call.name}:error={CALLS[call.name]}:when={call.nth}",
+            )  # fmt: skip
+            problems = list(wrong(result, clone, before, after))
+            state = json.dumps(content(clone))
+            if state not in recovered:
+                recovered.add(state)
+                again = run(stage, clone)
+                if again.returncode or {name: content(clone).get(name) for name in after} != after:
+                    problems.append(
+                        f"then the same command ended with {again.returncode} or made something else: {again.stderr[-2000:]}"
+                    )
+        finally:
+            clones.put(clone)
+        with printing:
+            errors.update(line for line in re.split(r"[\r\n]+", result.stderr) if line.startswith("error: "))
+            for problem in problems:
+                print(f"WRONG: {stage}: {call} failed: {problem}", flush=True)
+        return len(problems)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        bad = sum(pool.map(fail, chosen))
+    print(f"{stage}: {len(chosen)} of {len(found)} calls failed, {len(recovered)} states, {bad} times wrong", flush=True)
+    for text, number in errors.items():
+        print(f"    {number} x {text}")
+    copy(first, start)
+    return bad
+
+
+def main() -> None:
+    """Attack every stage, or those named."""
+    parser = ArgumentParser(prog="python -m tests.faults", description=__doc__, formatter_class=RawTextHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: 2)")
+    parser.add_argument("stages", nargs="*", metavar="stage", help="stages.pretrain (default: all of dvc.yaml)")
+    options = parser.parse_args()
+    if shutil.which("strace") is None:
+        sys.exit("strace is needed; on Debian: apt install strace")
+    bad = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch).resolve()
+        start = folder / "start"
+        start.mkdir()
+        make_clone(start, save_every=0.0)
+        for stage in stages():
+            if not options.stages or stage in options.stages:
+                bad += attack(stage, start, folder, options.jobs)
+            else:
+                result = run(stage, start)
+                assert result.returncode == 0, f"{stage} does not work:\n{result.stderr}"
+    print("every failure was survived" if not bad else f"{bad} TIMES WRONG")
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()
