@@ -18,6 +18,7 @@ import pandas as pd
 
 from simsiam import code
 from simsiam.checkpoint import store_folder
+from simsiam.engine import Interrupted
 from simsiam.errors import UserError
 from simsiam.files import locked, read_json, read_npz, write_json, write_npz
 from simsiam.machine import machine
@@ -129,7 +130,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="only print a line NAME SEED for each")
     chosen = parser.parse_args()
     with plainly("point"):
-        points = work(load(Path("params.yaml")))
+        points, failed = work(load(Path("params.yaml"))), []
         if chosen.name is not None and chosen.name not in points:
             raise UserError(f"params.yaml: ablation.points has no {chosen.name}: it has {', '.join(points)}")
         for name, (seeds, stages) in points.items():
@@ -140,8 +141,16 @@ def main() -> None:
             for seed in seeds if chosen.seed is None else [chosen.seed]:
                 if chosen.list:
                     print(name, seed)
-                else:
+                    continue
+                try:
                     run_point(name, seed, stages)
+                except Interrupted:
+                    raise
+                except UserError as error:
+                    print(f"error: {name}, seed {seed}: {error}", file=sys.stderr)
+                    failed.append(f"{name}, seed {seed}")
+        if failed:
+            raise UserError(f"without results: {'; '.join(failed)} (their reasons are above); the others are there")
 
 
 if __name__ == "__main__":

@@ -7,25 +7,23 @@ Written to reports/benchmarks/arithmetic.json and .png.
 
 import sys
 from argparse import ArgumentParser, RawTextHelpFormatter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.figures import arithmetic_figure
-from simsiam.augment import AugmentSettings
-from simsiam.data import load as load_cifar10
-from simsiam.data import split, to_tensor
-from simsiam.engine import TrainSettings, pick_device
+from simsiam import images
+from simsiam.engine import pick_device
 from simsiam.features import extract
 from simsiam.files import write_json
+from simsiam.images import split, to_tensor
 from simsiam.machine import machine
-from simsiam.metrics import knn_accuracy
-from simsiam.models import Encoder, EncoderSettings, SimSiam, bottleneck
-from simsiam.params import load as load_params
+from simsiam.methods import build
+from simsiam.metrics import knn_scores, nearest, top_k
 from simsiam.plots import save
 from simsiam.pretrain import pretrain
+from simsiam.settings import load
 
 KNN, LOSS = 0.01, 0.01  # as far as faster arithmetic may lie from fp32 at the end
 CURVE = 2.0  # and its loss curve, in root mean square, in units of the distance between two seeds
@@ -44,31 +42,23 @@ def main() -> None:
     )
     parser.add_argument("--epochs", type=int, help="of each training (default: the recipe's)")
     options = parser.parse_args()
-    params, device, data = load_params(Path("params.yaml")), pick_device(), load_cifar10(Path("data/cifar10.npz"))
-    model, chosen = params.recipes.laptop.model, params.recipes.laptop.pretrain
+    params, device, data = load(Path("params.yaml"), ["recipe=laptop"]), pick_device(), images.load(Path("data/images.npz"))
+    chosen = params.chosen.pretrain
+    base = chosen.model_copy(update={"precision": "fp32", "compile": "never", "epochs": options.epochs or chosen.epochs})
     kept, held = split(data.y_train, 5000, 0)
-    images = to_tensor(data.x_train, device)
-    base = TrainSettings(seed=0, **chosen.model_dump(exclude={"predictor_lr", "augment"}))
-    base = replace(base, precision="fp32", compile="never", epochs=options.epochs or base.epochs)
+    pictures = to_tensor(data.x_train, device)
 
     results: dict[str, dict[str, Any]] = {}
     for name, change in RUNS.items():
-        settings = replace(base, **change)
-        shape = EncoderSettings(
-            latent_dim=params.latent_dim, seed=settings.seed, **model.model_dump(exclude={"predictor_hidden"})
+        seed, settings = change.get("seed", 0), base.model_copy(update={key: change[key] for key in change if key != "seed"})
+        method = build(params.model_copy(update={"seed": seed}), data.normalisation)
+        result = pretrain(method, pictures[kept], settings=settings, seed=seed)
+        features, _ = extract(method.encoder, pictures)
+        similarities, indices = nearest(features[kept], features[held], params.embed.knn_k)
+        votes = knn_scores(
+            similarities, data.y_train[kept][indices], len(data.classes), temperature=params.embed.knn_temperature
         )
-        network = SimSiam(Encoder(shape), model.predictor_hidden or bottleneck(params.latent_dim))
-        augment = AugmentSettings(**chosen.augment.model_dump())
-        result = pretrain(network, images[kept], augment=augment, settings=settings)
-        features, _ = extract(network.encoder, images)
-        accuracy = knn_accuracy(
-            features[kept],
-            data.y_train[kept],
-            features[held],
-            data.y_train[held],
-            k=params.embed.knn_k,
-            temperature=params.embed.knn_temperature,
-        )
+        accuracy = top_k(votes, data.y_train[held], 1)
         results[name] = {
             "epoch": [record["epoch"] for record in result.records],
             "loss": [round(record["loss"], 5) for record in result.records],

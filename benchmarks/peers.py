@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.models import resnet18
 
-from simsiam.models import NORMALISATION, ResNet, SimSiam
+from simsiam.methods.simsiam import SimSiam
+from simsiam.networks import ResNet
 
 
 class Pictures(Dataset[Any]):
@@ -31,10 +32,20 @@ class Pictures(Dataset[Any]):
         return self.transform(Image.fromarray(self.images[index])), 0
 
 
-def loader(images: NDArray[Any], transform: Callable[[Image.Image], Any], batch: int, workers: int) -> DataLoader[Any]:
-    """A shuffling DataLoader that drops the last incomplete batch."""
+def batches(images: NDArray[Any], transform: Callable[[Image.Image], Any], batch: int, workers: int) -> Iterator[Any]:
+    """What a shuffling DataLoader that drops the last incomplete batch gives, again and again."""
     pin = torch.cuda.is_available()
-    return DataLoader(Pictures(images, transform), batch, shuffle=True, drop_last=True, num_workers=workers, pin_memory=pin)
+    loader: DataLoader[Any] = DataLoader(
+        Pictures(images, transform),
+        batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        pin_memory=pin,
+        persistent_workers=workers > 0,
+    )
+    while True:
+        yield from loader
 
 
 def torchvision_backbone(like: ResNet) -> nn.Module:
@@ -67,7 +78,7 @@ def lightly_steps(
     parts = nn.ModuleList([backbone, projection, prediction])
     criterion = NegativeCosineSimilarity()
     optimizer = torch.optim.SGD(parts.parameters(), lr=lr)
-    for (view1, view2), _ in loader(images, SimSiamTransform(input_size=32), batch, workers):
+    for (view1, view2), _ in batches(images, SimSiamTransform(input_size=32), batch, workers):
         z1, z2 = (projection(backbone(view.to(device))) for view in (view1, view2))
         p1, p2 = prediction(z1), prediction(z2)
         loss = 0.5 * (criterion(z1.detach(), p2) + criterion(z2.detach(), p1))
@@ -90,14 +101,15 @@ def plain_steps(
     ]
     if blur:
         steps.append(transforms.RandomApply([transforms.GaussianBlur(3, (0.1, 2.0))], p=0.5))
-    normalise = transforms.Normalize(*NORMALISATION[model.encoder.settings.normalisation])
+    normalise = transforms.Normalize(model.encoder.settings.mean, model.encoder.settings.std)
     view = transforms.Compose([*steps, transforms.ToTensor(), normalise])
     model.encoder.backbone = torchvision_backbone(model.encoder.backbone)  # type: ignore[assignment]
     model.to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     total = 0.0
-    for (view1, view2), _ in loader(images, lambda image: (view(image), view(image)), batch, workers):
-        p1, p2, z1, z2 = model(view1.to(device), view2.to(device))
+    for (view1, view2), _ in batches(images, lambda image: (view(image), view(image)), batch, workers):
+        z1, z2 = (model.encoder(x.to(device))[1] for x in (view1, view2))
+        p1, p2 = model.predictor(z1), model.predictor(z2)
         loss = negative_cosine(p1, z2) / 2 + negative_cosine(p2, z1) / 2
         optimizer.zero_grad()
         loss.backward()

@@ -15,29 +15,25 @@ import sys
 import time
 from argparse import ArgumentParser, RawTextHelpFormatter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers import lightly_steps, plain_steps
-from simsiam.augment import AugmentSettings, random_view
-from simsiam.data import load as load_cifar10
-from simsiam.data import to_tensor
-from simsiam.engine import Compile, TrainSettings, pick_device, resolve_precision
+from simsiam import images
+from simsiam.augment import random_view
+from simsiam.engine import pick_device, resolve_precision
 from simsiam.files import write_json
-from simsiam.losses import simsiam_loss
+from simsiam.images import ImageSet, to_tensor
 from simsiam.machine import machine
-from simsiam.models import Encoder, EncoderSettings, SimSiam, bottleneck
-from simsiam.params import Recipe
-from simsiam.params import load as load_params
+from simsiam.methods import build
 from simsiam.pretrain import pretrain
+from simsiam.settings import Params, Pretrain, load
 
 LATENT_DIM = {"report": 512, "paper": 2048}
 BATCH = {"cpu": {"report": 128, "paper": 64}, "cuda": {"report": 128, "paper": 512}}
@@ -54,13 +50,6 @@ LOOPS = {
 }
 
 
-def build(name: str, recipe: Recipe) -> SimSiam:
-    """The recipe's network."""
-    latent_dim = LATENT_DIM[name]
-    settings = EncoderSettings(latent_dim=latent_dim, seed=0, **recipe.model.model_dump(exclude={"predictor_hidden"}))
-    return SimSiam(Encoder(settings), recipe.model.predictor_hidden or bottleneck(latent_dim))
-
-
 def timed(steps: Iterator[Any], warm_up: int, count: int, device: torch.device) -> float:
     """Seconds that `count` steps take, after `warm_up` others."""
     for _ in range(warm_up):
@@ -73,30 +62,36 @@ def timed(steps: Iterator[Any], warm_up: int, count: int, device: torch.device) 
     return time.perf_counter() - started
 
 
+def has_lightly() -> bool:
+    """Whether lightly is there to be measured; the others are measured without it."""
+    try:
+        return bool(version("lightly"))
+    except PackageNotFoundError:
+        return False
+
+
 def wait(device: torch.device) -> None:
     """Until the GPU has done what it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def ours(
-    model: SimSiam, images: Tensor, augment: AugmentSettings, settings: TrainSettings, steps: int, warm_up: int
-) -> float:
+def ours(model: Any, pictures: Tensor, settings: Pretrain, steps: int, warm_up: int) -> float:
     """Seconds of an epoch of `steps` batches, after another of `warm_up` that is not timed."""
     ends = []
 
     def note(records: Any) -> None:
-        wait(images.device)
+        wait(pictures.device)
         ends.append(time.perf_counter())
 
-    pretrain(model, images[: warm_up * settings.batch_size], augment=augment, settings=replace(settings, epochs=1))
-    pretrain(
-        model, images[: steps * settings.batch_size], augment=augment, settings=replace(settings, epochs=2), on_epoch=note
-    )
+    for epochs, count in ((1, warm_up), (2, steps)):
+        some = settings.model_copy(update={"epochs": epochs})
+        ends.clear()
+        pretrain(model, pictures[: count * settings.batch_size], settings=some, seed=0, on_epoch=note)
     return ends[1] - ends[0]
 
 
-def bare_steps(model: SimSiam, views: tuple[Tensor, Tensor], settings: TrainSettings) -> Iterator[None]:
+def bare_steps(model: Any, views: tuple[Tensor, Tensor], settings: Pretrain) -> Iterator[None]:
     """Forward, backward and update on two fixed views, as the engine does them; a step each `next`."""
     device = views[0].device
     model.to(device).to(memory_format=torch.channels_last).train()
@@ -105,7 +100,7 @@ def bare_steps(model: SimSiam, views: tuple[Tensor, Tensor], settings: TrainSett
     network: nn.Module = torch.compile(model) if settings.compile == "always" else model  # type: ignore[assignment]
     while True:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = simsiam_loss(*(output.float() for output in network(*views)))
+            loss, _ = network(*views)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -146,27 +141,30 @@ def where_the_time_goes(step: Callable[[], Any], device: torch.device) -> dict[s
     return {name: round(times[name] / whole, 4) for name in greatest}
 
 
-def measure(
-    name: str, recipe: Recipe, pictures: np.ndarray, device: torch.device, rounds: int, compile: Compile
-) -> dict[str, Any]:
+def measure(name: str, params: Params, data: ImageSet, device: torch.device, rounds: int, compile: str) -> dict[str, Any]:
     """Rates, ratios and FLOP/s of one recipe's model."""
     batch, steps, warm_up = BATCH[device.type][name], STEPS[device.type][name], WARM_UP[device.type]
-    settings = TrainSettings(1, batch, 0.05, 0.9, 5e-4, 0, recipe.pretrain.precision, compile)
-    augment = AugmentSettings(**recipe.pretrain.augment.model_dump())
-    images = to_tensor(pictures, device)
-    generator = torch.Generator().manual_seed(0)
-    views = (random_view(images[:batch], generator, augment), random_view(images[:batch], generator, augment))
-    model, workers = build(name, recipe), os.cpu_count() or 1
-    # DataLoaders have two batches a worker ready when the clock starts: let them have as many when it stops.
-    some = pictures[: (warm_up + steps + 2 * workers) * batch]
-    bare = bare_steps(build(name, recipe), views, settings)
-    peer = (some, batch, 0.01, workers, device)
+    settings = params.chosen.pretrain.model_copy(update={"batch_size": batch, "compile": compile})
+    augment, pictures = settings.augment, data.x_train[: (warm_up + steps) * batch]
+    on_device, generator = to_tensor(pictures, device), torch.Generator().manual_seed(0)
+    views = (random_view(on_device[:batch], generator, augment), random_view(on_device[:batch], generator, augment))
+    workers = os.cpu_count() or 1
+
+    def model() -> Any:
+        return build(params, data.normalisation)
+
+    ours_model, bare = model(), bare_steps(model(), views, settings)
+    peer = (pictures, batch, 0.01, workers, device)
+    # DataLoaders have two batches a worker ready when the clock starts: as many steps more do not count.
+    peer_warm_up = warm_up + 2 * workers
     loops: dict[str, Callable[[], float]] = {
-        "ours": lambda: ours(model, images, augment, settings, steps, warm_up),
+        "ours": lambda: ours(ours_model, on_device, settings, steps, warm_up),
         "bare": lambda: timed(bare, warm_up, steps, device),
-        "lightly": lambda: timed(lightly_steps(build(name, recipe), *peer), warm_up, steps, device),
-        "plain": lambda: timed(plain_steps(build(name, recipe), *peer, augment.blur > 0), warm_up, steps, device),
+        "lightly": lambda: timed(lightly_steps(model(), *peer), peer_warm_up, steps, device),
+        "plain": lambda: timed(plain_steps(model(), *peer, augment.blur > 0), peer_warm_up, steps, device),
     }
+    if not has_lightly():
+        del loops["lightly"]
     rates: dict[str, list[float]] = {loop: [] for loop in loops}
     for turn in range(rounds):
         for loop, run in loops.items():
@@ -174,12 +172,12 @@ def measure(
         print(f"{name} round {turn + 1}:", *(f"{loop} {values[-1]:.1f}" for loop, values in rates.items()), file=sys.stderr)
 
     medians = {loop: statistics.median(values) for loop, values in rates.items()}
-    precision = resolve_precision(recipe.pretrain.precision, device)
+    precision = resolve_precision(settings.precision, device)
     flops, top = flops_of(lambda: next(bare)) / batch, peak(device, precision)
     started = time.perf_counter()
     for _ in range(steps):
-        random_view(images[:batch], generator, augment)
-        random_view(images[:batch], generator, augment)
+        random_view(on_device[:batch], generator, augment)
+        random_view(on_device[:batch], generator, augment)
     wait(device)
     views_seconds = (time.perf_counter() - started) / steps
     return {
@@ -197,7 +195,7 @@ def measure(
         "gflop_per_second": round(medians["ours"] * flops / 1e9, 1),
         "matrix_product_gflop_per_second": round(top / 1e9, 1),
         "share_of_matrix_product": round(medians["ours"] * flops / top, 3),
-        "seconds_an_epoch": round(50_000 // batch * batch / medians["ours"], 1),
+        "seconds_an_epoch": round(len(data.x_train) // batch * batch / medians["ours"], 1),
         "share_of_views": round(views_seconds * medians["ours"] / batch, 4),
         "where_the_model_step_goes": where_the_time_goes(lambda: next(bare), device),
     }
@@ -214,14 +212,13 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/throughput"), help="path without its ending")
     options = parser.parse_args()
-    recipes, device = load_params(Path("params.yaml")).recipes, pick_device()
-    pictures = load_cifar10(Path("data/cifar10.npz")).x_train
-    results = {
-        name: measure(name, getattr(recipes, name), pictures, device, options.rounds, options.compile)
-        for name in BATCH[device.type]
-    }
-    where = machine() | {"threads": torch.get_num_threads(), "lightly": version("lightly")}
-    write_json(options.out.with_suffix(".json"), {"machine": where, "rounds": options.rounds, "models": results})
+    device, data = pick_device(), images.load(Path("data/images.npz"))
+    where = machine() | {"lightly": version("lightly") if has_lightly() else "not installed"}
+    results: dict[str, Any] = {}
+    for name in BATCH[device.type]:
+        params = load(Path("params.yaml"), [f"recipe={name}", f"latent_dim={LATENT_DIM[name]}"])
+        results[name] = measure(name, params, data, device, options.rounds, options.compile)
+        write_json(options.out.with_suffix(".json"), {"machine": where, "rounds": options.rounds, "models": results})
     for name, result in results.items():
         print(f"\n{name}: batch {result['batch_size']}, {result['precision']}, {result['gflop_per_pair']} GFLOP a pair")
         for loop, rate in result["pairs_per_second"].items():

@@ -52,7 +52,7 @@ def rankme(features: Floats) -> float:
     Garrido et al. 2023, equation 1 (RankMe), on the matrix as it is, not centred; without their 1e-7, which lifts it over d.
     """
     singular = np.linalg.svd(features.astype(np.float64), compute_uv=False)
-    return float(np.exp(entropy(singular))) if singular.any() else 1.0
+    return min(float(np.exp(entropy(singular))), float(len(singular))) if singular.any() else 1.0  # rounding may exceed it
 
 
 def spectrum(features: Floats) -> NDArray[np.float64]:

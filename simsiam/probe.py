@@ -1,5 +1,6 @@
 """Linear evaluation: how much a linear classifier reads out of frozen features."""
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,44 +8,35 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from scipy.special import entr
 from torch import Tensor
 
 from simsiam.errors import UserError
 from simsiam.images import Floats, Labels, split
 from simsiam.metrics import top_k
 
-L2S = tuple(10.0**power for power in range(4, -13, -1))  # only the strengths around the best one are fitted
-LOOSE, TIGHT = 1e-3, 1e-5  # gradients at which a fit ends: to rank strengths, and to be reported
-TIE = 1e-3  # held-out losses (nats) closer than this are equal
+L2S = tuple(10.0**power for power in range(4, -13, -1))  # wide, since only the strengths about the best are fitted
+TIE = 1e-3  # losses on the slice (nats) that differ by less are equal
+LOOSE, TIGHT = 1e-3, 3e-5  # `fit` ends at a gradient this small: to rank strengths, and for good (float32's noise is 5e-6)
 MOST_STEPS = 1000
+Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Probe:
     """A linear classifier at its optimum: logits = features @ weight.T + bias."""
 
-    weight: NDArray[np.float32]  # (classes, d), for the features as they come
+    weight: NDArray[np.float32]  # (classes, d)
     bias: NDArray[np.float32]  # (classes,)
     l2: float  # the strength that was chosen on the held-out slice
-    held_out: dict[float, float]  # top-1 on the slice, fitted without it, for each strength that was tried
-    loss: float  # mean cross-entropy of the training images, nats, without the penalty
-    gradient_norm: float  # largest component at the end, see `fit`
-    iterations: int
+    held_out: dict[float, float]  # strength -> top-1 on the slice, trained without it, for each that was tried
+    loss: float  # mean cross-entropy of all training images at the end, nats, penalty not counted
+    gradient_norm: float  # and the gradient's largest component, see `fit`
+    iterations: int  # of the last fit
 
     def scores(self, features: Floats) -> Floats:
         """Logits (N, classes)."""
         return features @ self.weight.T + self.bias
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Where `fit` ended, and whether that is the optimum."""
-
-    weight: Tensor  # (classes, r + 1) float64, the intercept last
-    loss: float  # mean cross-entropy, nats
-    gradient_norm: float
-    iterations: int
-    converged: bool
 
 
 def linear_probe(
@@ -58,104 +50,149 @@ def linear_probe(
     l2s: tuple[float, ...] = L2S,
     name: str,
 ) -> Probe:
-    """Multinomial logistic regression of labels (N,), below `classes`, on features (N, d), solved to its optimum.
+    """Logistic regression of labels (N,), all below `classes`, on features (N, d), solved to its optimum.
 
-    It minimises mean cross-entropy + l2 / 2 * |W|^2, where W are the weights of the features standardised by their own
-    mean and deviation; the intercept is free. scikit-learn's StandardScaler and LogisticRegression(C=1 / (N * l2)) do the
-    same. `l2` is the one of `l2s` with the lowest loss on `held_out` of the examples after a fit to the others, the
-    stronger of equals. The loss and not top-1: it is smooth in l2, and tells strengths apart on a slice of 50 images.
-    A choice at an end of `l2s`, and a fit that is not at its optimum, are warnings on stderr. Raises UserError for
-    features that are not finite.
+    It is what minimises mean cross-entropy + l2 / 2 * |W|^2, where W are the weights of the features standardised by their
+    own mean and deviation and the intercept is free: scikit-learn's StandardScaler with LogisticRegression(C=1 / (N * l2)).
+    l2 is the one of `l2s` with the lowest loss on `held_out` of the examples after a fit to the others, of equals the
+    strongest; the loss, because top-1 is too coarse on the 50 examples of a small slice. A choice at the edge of `l2s`, or
+    a fit that stops short of the optimum, is a warning on stderr. Raises UserError for features that are not finite.
     """
     kept, held = split(labels, held_out, seed)
     order = np.concatenate([kept, held])
     centre, axes, variances = principal_axes(features, name)
-    x, y = _rotate(features[order], centre, axes, device), torch.from_numpy(labels[order]).long().to(device)
-    (x_kept, x_held), (y_kept, y_held) = x.split([len(kept), len(held)]), y.split([len(kept), len(held)])
+    x, y = _rotate(features, order, centre, axes, device), torch.from_numpy(labels[order]).to(device)
+    sizes = [len(kept), len(held)]
+    (x_kept, x_held), (y_kept, y_held) = x.split(sizes), y.split(sizes)
     fits: dict[float, Fit] = {}
     losses: dict[float, float] = {}
     accuracies: dict[float, float] = {}
 
-    def attempt(l2: float, near: float | None) -> float:
-        start = None if near is None else fits[near].weight
+    def attempt(l2: float, start: Tensor | None) -> float:
         fits[l2] = fit(x_kept, y_kept, variances, classes=classes, l2=l2, start=start, tolerance=LOOSE)
         scores = _logits(fits[l2].weight, x_held).T
         losses[l2] = F.cross_entropy(scores, y_held).item()
         accuracies[l2] = top_k(scores.cpu().numpy(), labels[held], 1)
         return losses[l2]
 
-    # The held-out loss falls and then rises along the strengths: walk from the middle to where it no longer falls.
+    # Along the strengths the loss on the slice falls, then rises: from the middle, walk on to both sides until it rises.
     grid = sorted(l2s)
     middle = len(grid) // 2
     best = attempt(grid[middle], None)
-    for at in range(middle - 1, -1, -1):  # weaker
-        if attempt(grid[at], grid[at + 1]) > best - TIE:
-            break
-        best = losses[grid[at]]
-    for at in range(middle + 1, len(grid)):  # stronger
-        if attempt(grid[at], grid[at - 1]) > best + TIE:
-            break
-        best = min(best, losses[grid[at]])
-    chosen = max(l2 for l2, loss in losses.items() if loss <= min(losses.values()) + TIE)
-    return fits, losses, accuracies, chosen
+    for side, needed in ((grid[middle - 1 :: -1] if middle else [], TIE), (grid[middle + 1 :], -TIE)):
+        near = grid[middle]
+        for l2 in side:
+            if attempt(l2, fits[near].weight) > best - needed:
+                break
+            best, near = min(best, losses[l2]), l2
+    chosen = max(l2 for l2 in losses if losses[l2] <= best + TIE)
+    # At the strong end there is nothing to look for beyond a classifier that knows no more than the classes' shares.
+    learned = entr(np.bincount(labels[kept]) / len(kept)).sum() - fits[chosen].loss
+    if chosen == grid[0] or (chosen == grid[-1] and learned > TIE):
+        print(f"warning: {name}: l2 {chosen:g} is at the edge of what was tried: the best may lie beyond", file=sys.stderr)
+    last = fit(x, y, variances, classes=classes, l2=chosen, start=fits[chosen].weight, tolerance=TIGHT)
+    if not last.converged:
+        print(
+            f"warning: {name}: not at the optimum after {last.iterations} iterations (gradient {last.gradient_norm:.1e})",
+            file=sys.stderr,
+        )
+    solution = last.weight.cpu().numpy()
+    weight = (solution[:, :-1] @ axes.T).astype(np.float32)
+    bias = solution[:, -1] - weight.astype(np.float64) @ centre  # of the rounded weights: far from 0, their rounding counts
+    return Probe(weight, bias.astype(np.float32), chosen, accuracies, last.loss, last.gradient_norm, last.iterations)
 
 
-def principal_axes(features: Floats, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Centre (d,), axes (d, d) and variances (d,): (features - centre) @ axes are the standardised features, turned so that
-    no two of them correlate. A dimension that varies by no more than its rounding has axes of 0.
+@dataclass(frozen=True)
+class Fit:
+    """Where `fit` ended."""
+
+    weight: Tensor  # (classes, d + 1) float64, the intercept last
+    loss: float  # mean cross-entropy, nats, penalty not counted
+    gradient_norm: float
+    iterations: int
+    converged: bool
+
+
+def fit(
+    x: Tensor,
+    labels: Tensor,
+    variances: Doubles,
+    *,
+    classes: int,
+    l2: float,
+    start: Tensor | None = None,
+    tolerance: float = TIGHT,
+) -> Fit:
+    """Multinomial logistic regression of labels (N,) on uncorrelated x (N, d) with `variances` (d,), by L-BFGS.
+
+    Minimises mean cross-entropy + l2 / 2 * |weight|^2, the intercept free. The optimiser sees each weight divided by
+    (p (1 - p) * variance + l2)^-1/2 at p = 1 / classes, so that the curvature is about 1 in every direction, and some dozen
+    iterations do whatever the features are. It has converged where no component of the gradient by these exceeds
+    `tolerance`; the loss is then about as far above its minimum as half the squared length of that gradient.
     """
-    centre = features.mean(0, dtype=np.float64)
-    if not np.isfinite(centre).all():
-        raise UserError(f"{name}: the features are not finite: look at the training's curve, or delete them and embed again")
-    covariance = np.zeros((len(centre), len(centre)))
-    for rows in range(0, len(features), 4096):
-        part = features[rows : rows + 4096] - centre
-        covariance += part.T @ part / len(features)
-    deviation = np.sqrt(covariance.diagonal())
-    constant = deviation <= 1e-6 * np.hypot(centre, deviation)
-    inverse = np.where(constant, 0.0, 1 / np.where(constant, 1.0, deviation))
-    variances, vectors = np.linalg.eigh(covariance * inverse * inverse[:, None])
-    return centre, inverse[:, None] * vectors, variances.clip(0)
-
-
-def _rotate(features, centre, axes, device):
-    dtype = torch.float32 if device.type == "cpu" else torch.float64  # float32 may be TF32 on a GPU
-    out = np.empty(features.shape, np.float32)
-    for rows in range(0, len(features), 4096):
-        out[rows : rows + 4096] = (features[rows : rows + 4096] - centre) @ axes
-    return torch.from_numpy(out).to(device, dtype)
-
-
-def _logits(weight: Tensor, x: Tensor) -> Tensor:
-    """(classes, n) float64: a class's logits side by side, three times as fast as an example's."""
-    return (weight[:, :-1].to(x.dtype) @ x.T).double() + weight[:, -1:]
-
-
-def fit(x, y, variances, *, classes, l2, start=None, tolerance=TIGHT):
     curvature = (classes - 1) / classes**2
     scale = torch.from_numpy(np.append(curvature * variances + l2, curvature) ** -0.5).to(x.device)
     penalty = l2 * scale**2
     penalty[-1] = 0
-    each = torch.arange(len(y), device=x.device)
+    each = torch.arange(len(x), device=x.device)
     if start is None:
         start = torch.zeros(classes, len(scale), dtype=torch.float64, device=x.device)
-    cross_entropy = 0.
-    ev = 0
-    def objective(flat):
-        nonlocal cross_entropy, ev
-        ev += 1
-        u = torch.from_numpy(flat).to(x.device).view(classes, -1)
-        log_p = _logits(u * scale, x).log_softmax(0)
-        cross_entropy = -log_p[y, each].mean().item()
-        residual = log_p.exp_()
-        residual[y, each] -= 1
-        gradient = torch.cat([(residual.to(x.dtype) @ x).double(), residual.sum(1, keepdim=True)], 1) * scale / len(y)
-        gradient += penalty * u
-        return cross_entropy + 0.5 * (penalty * u * u).sum().item(), gradient.cpu().numpy().ravel()
 
-    end = minimize(objective, (start / scale).cpu().numpy().ravel(), jac=True, method="L-BFGS-B",
-                   options={"gtol": tolerance, "ftol": 0, "maxiter": MOST_STEPS, "maxfun": 2*MOST_STEPS})
-    objective(end.x)
-    f = Fit(torch.from_numpy(end.x).to(x.device).view(classes, -1) * scale, cross_entropy, float(np.abs(end.jac).max()), end.nit, end.success)
-    object.__setattr__(f, 'ev', ev)
-    return f
+    def evaluate(point: Doubles) -> tuple[float, Tensor, Tensor]:
+        """Cross-entropy, penalty and gradient; float32 in the two products with x only."""
+        scaled = torch.from_numpy(point).to(x.device).view(start.shape)
+        log_p = _logits(scaled * scale, x).log_softmax(0)
+        loss = -log_p[labels, each].mean().item()
+        residual = log_p.exp_()
+        residual[labels, each] -= 1
+        by_weight = torch.cat([(residual.to(x.dtype) @ x).double(), residual.sum(1, keepdim=True)], 1) / len(x)
+        return loss, (penalty * scaled**2).sum() / 2, by_weight * scale + penalty * scaled
+
+    def objective(point: Doubles) -> tuple[float, Doubles]:
+        loss, penalised, gradient = evaluate(point)
+        return loss + penalised.item(), gradient.cpu().numpy().ravel()
+
+    end = minimize(
+        objective,
+        (start / scale).cpu().numpy().ravel(),
+        jac=True,
+        method="L-BFGS-B",
+        options={"gtol": tolerance, "ftol": 0, "maxiter": MOST_STEPS, "maxfun": 2 * MOST_STEPS},
+    )
+    loss, _, gradient = evaluate(end.x)
+    weight = torch.from_numpy(end.x).to(x.device).view(start.shape) * scale
+    return Fit(weight, loss, gradient.abs().max().item(), end.nit, bool(end.success))
+
+
+def principal_axes(features: Floats, name: str) -> tuple[Doubles, Doubles, Doubles]:
+    """Centre (d,), axes (d, d) and variances (d,): the columns of (features - centre) @ axes are uncorrelated.
+
+    They are the standardised features, turned. A dimension that varies by no more than its rounding has axes of 0.
+    Raises UserError for features that are not finite.
+    """
+    centre = features.mean(0, dtype=np.float64)
+    if not np.isfinite(centre).all():
+        raise UserError(f"{name}: the features are not finite: the encoder has diverged, train it with a lower lr")
+    covariance = np.zeros((len(centre), len(centre)))
+    for first in range(0, len(features), 4096):
+        part = features[first : first + 4096] - centre
+        covariance += part.T @ part / len(features)
+    deviation = np.sqrt(covariance.diagonal())
+    inverse = np.divide(1, deviation, where=deviation > 1e-6 * np.abs(centre), out=np.zeros_like(deviation))
+    variances, vectors = np.linalg.eigh(covariance * inverse * inverse[:, None])
+    return centre, inverse[:, None] * vectors, variances.clip(0)
+
+
+def _rotate(features: Floats, order: NDArray[np.int64], centre: Doubles, axes: Doubles, device: torch.device) -> Tensor:
+    """(features[order] - centre) @ axes on the device, summed in float64 since the smallest variances matter."""
+    dtype = torch.float32 if device.type == "cpu" else torch.float64  # products of float32 may be TF32 on a GPU
+    x = torch.empty(features.shape, dtype=dtype, device=device)
+    for first in range(0, len(order), 4096):
+        part = slice(first, first + 4096)
+        x[part] = torch.from_numpy((features[order[part]] - centre) @ axes)
+    return x
+
+
+def _logits(weight: Tensor, x: Tensor) -> Tensor:
+    """(classes, N) float64: classes first is many times faster than examples first."""
+    return (weight[:, :-1].to(x.dtype) @ x.T).double() + weight[:, -1:]

@@ -22,8 +22,6 @@ def check(params: Params, root: Path) -> None:
         options(load_point(Path("params.yaml"), name))
     for stage in STAGES:
         write_text(root / f"data/code/{stage}.txt", code.digest(f"stages.{stage}", code.SETTINGS) + "\n")
-    write_text(root / "data/code/point.txt", code.digest("ablation.point", code.FIGURES) + "\n")
-    write_text(root / "data/code/study.txt", code.digest("ablation.study", code.SETTINGS) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def finetune(params: Params, root: Path, *, fresh: bool = False) -> Metrics:
     def trained(start: str, begin: Encoder, identity: str) -> Finetuned:
         def write_curves(records: list[Record]) -> None:
             curves[start] = records
-            rows = [{"start": start, **record} for start, records in curves.items() for record in records]
+            rows = [{"start": start} | dict(record) for start, records in curves.items() for record in records]
             write_csv(root / "reports/curves/finetune.csv", rows)
 
         return train_classifier(

@@ -146,7 +146,7 @@ def test_probabilities(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
         assert 0.2 < share(**{operation: 0.3}) < 0.4
 
 
-def test_an_operation_that_is_left_out_moves_no_other(images: Tensor) -> None:
+def test_an_operation_that_is_left_out_moves_no_other() -> None:
     """Crop and flip of an image are the same whether colours change or not, and so is each colour."""
     settings = but(COLOURFUL, blur=0.5)
     drawn = augment.draw(60, 32, generator(), settings).numbers
@@ -163,7 +163,7 @@ def test_blurs_are_as_wide_as_the_paper_has_them() -> None:
     assert quantiles == pytest.approx([0.1, 0.575, 1.05, 1.525, 2.0], abs=0.05)
 
 
-def test_the_crop_is_of_the_settings(images: Tensor) -> None:
+def test_the_crop_is_of_the_settings() -> None:
     def area(settings: Augment) -> Tensor:
         numbers = augment.draw(1000, 32, generator(), settings).numbers
         return numbers[2] * numbers[3] / 32**2

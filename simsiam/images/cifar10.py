@@ -14,7 +14,6 @@ import sys
 import tarfile
 import time
 import urllib.request
-import warnings
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
@@ -274,9 +273,7 @@ def _from_files(found: dict[str, bytes]) -> Arrays:
     md5 = {name: hashlib.md5(found[name], usedforsecurity=False).hexdigest() for name in BATCHES}
     if wrong := [name for name in BATCHES if md5[name] != BATCHES[name]]:
         raise Unusable(f"is not CIFAR-10, bit for bit: {', '.join(wrong)} has another MD5 than the official one")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NumPy's, about the arrays that Python 2 pickled
-        batches = [pickle.loads(found[name], encoding="latin1") for name in BATCHES]
+    batches = [pickle.loads(found[name], encoding="latin1") for name in BATCHES]
     images = [batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for batch in batches]
     labels = [np.array(batch["labels"], dtype=np.uint8) for batch in batches]
     return _joined(images) | {"y_train": np.concatenate(labels[:-1]), "y_test": labels[-1]}
