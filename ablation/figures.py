@@ -1,201 +1,144 @@
-"""The study's figures: results of the grid's points in, matplotlib figures out."""
+"""The figures that any study has. A point is a name, and its results with one seed or several."""
 
 from typing import Any
 
+import matplotlib
 import numpy as np
-import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from ablation.tables import Result
-from simsiam.data import CLASSES
-from simsiam.params import TEST_IMAGES
-from simsiam.plots import COLOURS, NETWORKS, SPACES, class_legend, outline, picture, scatter
+from ablation.results import Found
+from simsiam.plots import COLOURS, SPACES
 
-Arrays = dict[str, NDArray[Any]]  # one of ablation/results/<recipe>/*.npz
-Point = tuple[Result, Arrays]
+Points = dict[str, list[Found]]
+Axis = tuple[str, dict[str, float]]  # a key of params.yaml, and its value at each point
 STYLES = ("-", "--", ":", "-.")
-LINES = {  # what an accuracy was read from: its name, colour and style
-    "finetuned": ("fine-tuned", COLOURS[4], "-o"),
-    "finetuned_backbone": ("fine-tuned, head on backbone", COLOURS[6], "-o"),
-    "backbone": ("linear on backbone", COLOURS[0], "-o"),
-    "latent": ("linear on latent", COLOURS[2], "-o"),
-    "finetuned_random": ("fine-tuned from a random encoder", COLOURS[4], "--s"),
-    "random_backbone": ("linear on random encoder's backbone", COLOURS[8], "--s"),
-    "random_latent": ("linear on random encoder's latent", COLOURS[5], "--s"),
+SPACE_LINES = {space: SPACES[space] for space in ("backbone", "latent", "random_backbone", "random_latent")}
+PANELS = {  # title -> a line's number -> its name, colour and style
+    "linear evaluation": {f"linear_eval.{space}.top1": line for space, line in SPACE_LINES.items()},
+    "kNN": {f"embed.knn.{space}": line for space, line in SPACE_LINES.items()},
+    "fine-tuned": {
+        "finetune.top1": ("fine-tuned", COLOURS[4], "-"),
+        "finetune.scratch.top1": ("the same training from scratch", COLOURS[8], "--"),
+    },
 }
 
 
-def maps(arrays: Arrays) -> pd.DataFrame:
-    """The coordinates of a point's maps, with the class of each row, as `simsiam.plots` draws them."""
-    frame = pd.DataFrame({name.removeprefix("maps_"): array for name, array in arrays.items() if name.startswith("maps_")})
-    return frame.assign(**{"class": [CLASSES[int(label)] for label in frame["label"]]})
+def accuracy_figure(points: Points, axis: Axis | None) -> Figure:
+    """Top-1 of each point, beside the controls: against the axis where there is one, else by name.
 
-
-def figure_2(point: Point) -> Figure:
-    """The report's Figure 2: a frozen latent by PCA, with the variance that each axis explains, and by t-SNE."""
-    result, frame = point[0], maps(point[1])
-    dim, shares = result["point"]["latent_dim"], result["embed"]["spectrum"]["latent"]
-    figure = Figure(figsize=(12, 5.8), layout="constrained")
-    pca, tsne = figure.subplots(1, 2)
-    scatter(pca, frame, "latent_pca")
-    pca.set(
-        title=f"The frozen latent of {dim} dimensions: PCA",
-        xlabel=f"component 1 ({shares[0]:.0%} of the variance)",
-        ylabel=f"component 2 ({shares[1]:.0%})",
-    )
-    scatter(tsne, frame, "latent_tsne")
-    tsne.set(title=f"The frozen latent of {dim} dimensions: t-SNE", xlabel="dimension 1", ylabel="dimension 2")
-    class_legend(figure, pca)
-    return figure
-
-
-def figure_3(points: list[Point]) -> Figure:
-    """The report's Figure 3: SHAP values, fine-tuned above and frozen below, a block of columns for each latent dimension.
-
-    The same images, classes and colour scale everywhere; the classes are those that the last dimension's fine-tuned network
-    scores highest besides the image's own.
+    Bars are the deviation over seeds or, where a point has one seed only, the 95 % interval that the test images allow.
     """
-    images, labels = points[0][1]["shap_images"], points[0][1]["shap_labels"]
-    shown = points[-1][1]["shap_shown"]
-    rows, outputs = shown.shape
-
-    def values(arrays: Arrays, network: str, row: int) -> NDArray[np.float32]:  # (H, W, outputs)
-        return arrays[f"shap_{network}"][row][..., shown[row]].astype(np.float32)
-
-    networks = ("finetuned", "frozen")
-    every = [values(arrays, network, row) for _, arrays in points for network in networks for row in range(rows)]
-    limit = max(float(np.quantile(np.abs(every), 0.995)), 1e-12)
-    # A column for the image, and for each dimension an empty one and one for each class.
-    widths = [1.0] + len(points) * [0.25, *outputs * [1.0]]
-    figure = Figure(figsize=(max(7, 1.05 * sum(widths) + 0.9), 2 * (1.35 * rows + 1.2)), layout="constrained")
-    figure.suptitle("What speaks for (red) and against (blue) a class, by SHAP; under the class its logit", fontsize=11)
-    for part, network in zip(np.ravel(np.array(figure.subfigures(2, 1))), networks, strict=True):
-        grid = part.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
-        for row in range(rows):
-            picture(grid[row][0], images[row], CLASSES[labels[row]], "black")
-        for number, (result, arrays) in enumerate(points):
-            gap = 1 + number * (1 + outputs)
-            block = grid[:, gap + 1 : gap + 1 + outputs]
-            for row in range(rows):
-                grid[row][gap].set_axis_off()
-                for place, (axes, label) in enumerate(zip(block[row], shown[row], strict=True)):
-                    axes.imshow(images[row].mean(-1), cmap="gray", alpha=0.25, vmin=0, vmax=255)
-                    pixels = values(arrays, network, row)[..., place]
-                    drawn = axes.imshow(pixels, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.85)
-                    outline(axes, f"{CLASSES[label]}\n{arrays[f'shap_{network}_logits'][row, label]:+.1f}", "#b9b9b9")
-            dim, residual = result["point"]["latent_dim"], result["explain"]["residual"][network]
-            block[-1][0].set_xlabel(f"d = {dim}: adds up to within {residual:.0e}", fontsize=9, loc="left")
-            above = {"xycoords": "axes fraction", "xytext": (0, 30), "textcoords": "offset points"}
-            middle = block[0][(outputs - 1) // 2]
-            head = middle.annotate(f"d = {dim}", (1, 1), **above, fontsize=10, weight="bold", ha="center")
-            for words in (head, block[-1][0].xaxis.label):
-                words.set_in_layout(False)  # else they push the columns apart
-        part.suptitle(f"{NETWORKS[network]} network", fontsize=11, x=0.01, ha="left", weight="bold")
-        ticks = [-limit, 0, limit]
-        part.colorbar(drawn, ax=list(grid.flat), shrink=0.6, aspect=40, ticks=ticks, format="%.2g", label="SHAP value")
+    every = [found for results in points.values() for found in results]
+    images, several = every[0].result.test_images, min(map(len, points.values())) > 1
+    panels = {title: lines for title, lines in PANELS.items() if any(key in found.numbers for key in lines for found in every)}
+    figure = Figure(figsize=(max(6, 4.6 * len(panels)), 5), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    x = places(points, axis)
+    for axes, (title, lines) in zip(grid, panels.items(), strict=True):
+        for number, (key, (name, colour, style)) in enumerate(lines.items()):
+            values = {point: [f.numbers[key] for f in points[point] if key in f.numbers] for point in x}
+            mean = np.array([np.mean(found) for found in values.values() if found])
+            bars = np.array([np.std(found, ddof=1) for found in values.values() if found]) if several else None
+            shift = 0 if axis else 0.08 * (number - (len(lines) - 1) / 2)  # so that bars do not lie on each other
+            axes.errorbar(
+                [x[point] + shift for point, found in values.items() if found],
+                100 * mean,
+                100 * (bars if bars is not None else 1.96 * np.sqrt(mean * (1 - mean) / images)),
+                fmt=f"o{style if axis else ''}",
+                color=colour,
+                label=name,
+                capsize=3,
+                markersize=5,
+                markerfacecolor=colour if style == "-" else "white",
+            )
+        axes.axhline(100 / len(every[0].result.classes), color="black", linestyle=":", linewidth=1, label="chance")
+        axes.set_title(title)
+        ticks(axes, x, axis)
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16 if axis else -0.36))
+    grid[0].set(ylabel="top-1 (%)", ylim=(0, None))
+    seeds = sorted({len(results) for results in points.values()})
+    words = f"deviation over {' to '.join(map(str, seeds))} seeds" if several else f"95 % interval of {images:,} test images"
+    figure.suptitle(f"Top-1 accuracy on the test images; bars: {words}", fontsize=11)
     return figure
 
 
-def accuracy_figure(points: pd.DataFrame) -> Figure:
-    """Top-1 against the latent dimension: frozen, fine-tuned, and a random encoder's, with stop-gradient.
-
-    Bars are two deviations over seeds, or with one seed the 95 % interval that 10,000 test images allow.
-    """
-    figure = Figure(figsize=(8.5, 5.2), layout="constrained")
-    axes = figure.subplots()
-    trained = points[points["stop_gradient"]]
-    seeds = int(trained.groupby("latent_dim").size().min())
-    for space in ("finetuned", "finetuned_backbone", "backbone", "latent", "random_backbone", "random_latent"):
-        name, colour, style = LINES[space]
-        by_dim = trained.groupby("latent_dim")[f"{space}_top1"]
-        mean = by_dim.mean()
-        bars = half_bars(mean, by_dim.std())
-        axes.errorbar(mean.index, 100 * mean, 100 * bars, fmt=style, color=colour, capsize=3, markersize=5, label=name)
-    axes.axhline(10, color="black", linestyle=":", linewidth=1)
-    axes.text(mean.index[0], 10.8, "chance", fontsize=8)
-    words = f"two deviations over {seeds} seeds" if seeds > 1 else "what 10,000 test images leave open, 95 %; one seed"
-    axes.set(title=f"Accuracy and the size of the latent (bars: {words})", xscale="log", ylim=(0, None))
-    axes.set(xlabel="latent dimension d", ylabel="top-1 (%)")
-    axes.set_xticks(list(mean.index), [str(dim) for dim in mean.index])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    figure.legend(frameon=False, loc="outside lower center", ncols=3)
-    return figure
-
-
-def half_bars(mean: pd.Series, deviation: pd.Series) -> pd.Series:
-    """Two deviations over seeds, or with one seed half the 95 % interval of an accuracy on the test images."""
-    return (2 * deviation).fillna(1.96 * np.sqrt(mean * (1 - mean) / TEST_IMAGES))
-
-
-def collapse_figure(points: list[Point]) -> Figure:
-    """Loss and z_std over the steps, with and without stop-gradient, at the dimensions that were trained both ways."""
-    dims = sorted({result["point"]["latent_dim"] for result, _ in points if not result["point"]["stop_gradient"]})
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    loss, spread = figure.subplots(1, 2)
-    for result, arrays in points:
-        point = result["point"]
-        if point["latent_dim"] in dims:
-            style = {
-                "color": COLOURS[0 if point["stop_gradient"] else 2],
-                "linestyle": STYLES[dims.index(point["latent_dim"]) % len(STYLES)],
-                "label": f"{'with' if point['stop_gradient'] else 'without'} stop-gradient, d = {point['latent_dim']}",
-            }
-            loss.plot(arrays["curve_step"], arrays["curve_loss"], **style)
-            spread.plot(arrays["curve_step"], arrays["curve_z_std"], **style)
-    loss.set(title="Loss", xlabel="step", ylabel="negative cosine similarity (−1: views agree)")
-    spread.set(title="Spread of the latent", xlabel="step", ylabel="z_std (1 healthy, 0 collapsed)", ylim=(0, 1.1))
-    spread.axhline(1, color="#717581", linestyle=":", linewidth=1)
-    for axes in (loss, spread):
+def learning_figure(points: Points, axis: Axis | None) -> Figure:
+    """Loss, spread and rank of the latents over the steps of pretraining, a line for each seed of each point."""
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    panels = figure.subplots(1, 3)
+    style = styles(points, axis)
+    titles = {
+        "loss": "loss",
+        "z_std": "z_std of a batch's latents (1 even, 0 a point)",
+        "rankme": "RankMe of a batch's latents",
+    }
+    for axes, (column, title) in zip(panels, titles.items(), strict=True):
+        for point, results in points.items():
+            for number, found in enumerate(results):
+                words = {"label": point} if number == 0 else {}
+                axes.plot(
+                    found.arrays["curve_step"], found.arrays[f"curve_{column}"], **style[point], **words, linewidth=1.3
+                )
+        axes.set(title=title, xlabel="step", xlim=(0, None))
         axes.grid(alpha=0.3)
-    loss.legend(frameon=False)
-    figure.suptitle("Pretraining with and without stop-gradient: means over 50 steps or so", fontsize=11)
+        if column != "loss":
+            axes.set_ylim(0, None)
+    legend(figure, panels[0])
     return figure
 
 
-def spectra_figure(points: list[Point]) -> Figure:
-    """Covariance spectra of the frozen latents of the whole grid, and of their backbones, on the same axes."""
-    figure = Figure(figsize=(12, 4.8), layout="constrained")
+def spectra_figure(points: Points, axis: Axis | None) -> Figure:
+    """Covariance spectra of the test images' latents and of their backbone features, with the first seed."""
+    figure = Figure(figsize=(12, 5.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    dims = sorted({result["point"]["latent_dim"] for result, _ in points})
+    style = styles(points, axis)
     for axes, space in zip(panels, ("latent", "backbone"), strict=True):
-        for result, _ in points:
-            point, shares = result["point"], np.array(result["embed"]["spectrum"][space])
-            style = {
-                "color": COLOURS[dims.index(point["latent_dim"]) % len(COLOURS)],
-                "linestyle": "-" if point["stop_gradient"] else "--",
-                "marker": "." if len(shares) < 10 else None,
-                "label": f"d = {point['latent_dim']}" + ("" if point["stop_gradient"] else ", no stop-gradient"),
-            }
-            axes.plot(np.arange(1, len(shares) + 1), shares.clip(1e-12), **style)
-        axes.set(title=f"{SPACES[space][0]}, frozen", xlabel="rank of the eigenvalue", xscale="log", yscale="log")
-        axes.set_ylim(1e-7, 1.5)
+        for point, results in points.items():
+            if results[0].result.embed:
+                shares = np.array(results[0].result.embed.spectrum[space])
+                marker = "." if len(shares) < 10 else None
+                axes.plot(np.arange(1, len(shares) + 1), shares.clip(1e-12), **style[point], marker=marker, label=point)
+        axes.set(title=space, xlabel="rank of the eigenvalue", xscale="log", yscale="log", ylim=(1e-7, 1.5))
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("share of the total variance")
-    panels[0].legend(frameon=False, fontsize=9)
+    legend(figure, panels[0])
     figure.suptitle("Covariance spectra of the test images' features", fontsize=11)
     return figure
 
 
-def few_labels_figure(table: pd.DataFrame) -> Figure:
-    """Top-1 against the number of labels, linear and fine-tuned, pretrained and random: a panel for each dimension.
+def places(points: Points, axis: Axis | None) -> dict[str, float]:
+    """Where each point stands on the x axis, from left to right."""
+    if axis is None:
+        return {point: float(number) for number, point in enumerate(points)}
+    return {point: axis[1][point] for point in sorted(points, key=axis[1].__getitem__)}
 
-    Bars as in `accuracy_figure`.
-    """
-    dims = list(table["latent_dim"].unique())
-    figure = Figure(figsize=(8.5, 4.6 * len(dims)), layout="constrained")
-    for axes, dim in zip(figure.subplots(len(dims), 1, squeeze=False)[:, 0], dims, strict=True):
-        rows = table[table["latent_dim"] == dim]
-        for space, (name, colour, style) in LINES.items():
-            if space in rows:
-                bars = half_bars(rows[space], rows[f"{space}_sd"])
-                axes.errorbar(rows["labels"], 100 * rows[space], 100 * bars, fmt=style, color=colour, capsize=3, label=name)
-        axes.set(title=f"Learning from few labels (d = {dim})", xlabel="labelled training images", ylabel="top-1 (%)")
-        axes.set(xscale="log", ylim=(0, None))
-        axes.set_xticks(list(rows["labels"]), [f"{count:,.0f}" for count in rows["labels"]])
+
+def ticks(axes: Axes, x: dict[str, float], axis: Axis | None) -> None:
+    """Label the x axis with the key and its values, logarithmic where they span more than a factor of ten, or with names."""
+    if axis is None:
+        axes.set_xticks(list(x.values()), list(x), rotation=45, ha="right")
+        axes.set_xlim(-0.5, len(x) - 0.5)
+    else:
+        values = list(x.values())
+        wide = values[0] > 0 and values[-1] > 10 * values[0]
+        axes.set(xlabel=axis[0], xscale="log" if wide else "linear")
+        axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.minorticks_off()
-        axes.grid(alpha=0.3)
-    handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, frameon=False, loc="outside lower center", ncols=3)
-    return figure
+    axes.grid(alpha=0.3)
+
+
+def styles(points: Points, axis: Axis | None) -> dict[str, dict[str, Any]]:
+    """Of each point the colour and line: from dark to light along an axis, else colours that differ."""
+    if axis is None:
+        return {
+            point: {"color": COLOURS[n % len(COLOURS)], "linestyle": STYLES[n // len(COLOURS) % len(STYLES)]}
+            for n, point in enumerate(points)
+        }
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(points)))
+    return {point: {"color": tuple(shade)} for point, shade in zip(places(points, axis), shades, strict=True)}
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """The lines' names, below the figure."""
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=7)

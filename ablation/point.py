@@ -80,7 +80,9 @@ def run_point(name: str, seed: int, stages: list[str], root: Path = Path()) -> N
             for stage in stages:
                 print(f"{words}: {stage}", file=sys.stderr)
                 run(STAGES[stage], params, scratch)
+            images = load_images(root)
             result: dict[str, Any] = {"point": name, "seed": seed, "made_with": given | {"machine": machine()}}
+            result |= {"classes": images.classes, "test_images": len(images.y_test)}
             for stage in stages:
                 result |= read_json(scratch / f"reports/metrics/{stage}.json")
             write_npz(place.with_suffix(".npz"), **arrays_of(scratch))

@@ -57,5 +57,7 @@ def _tree(node: object) -> object:
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         if ast.get_docstring(node, clean=False) is not None:
             fields["body"] = fields["body"][1:]
+    if isinstance(node, ast.JoinedStr):  # Python 3.12.1 has an empty text behind a width that is computed
+        fields["values"] = [value for value in node.values if getattr(value, "value", None) != ""]
     kept = {name: value for name, value in fields.items() if name not in ("ctx", "kind", "type_comment")}
     return (type(node).__name__, *((name, _tree(value)) for name, value in kept.items() if value not in (None, [])))

@@ -128,7 +128,7 @@ def train(
     about: dict[str, Any] | None = None,
     constant_lr: nn.Module | None = None,
     store_for: StoreFor = lambda identity: nullcontext(),
-    watch: Callable[[], Record] = dict,
+    watch: Callable[[Record], Record] = lambda record: {},
     on_epoch: Callable[[list[Record]], None] = lambda records: None,
 ) -> Result:
     """Minimise `loss_of` over the parameters of `module`, which are on `device`, by SGD with a cosine schedule.
@@ -140,8 +140,8 @@ def train(
     constant_lr: a part of `module` whose learning rate stays at the peak.
     about: all else that module and loss_of are made of, which with the settings and the arithmetic identifies the training.
     store_for: gives the place of its checkpoints; a training that was cut short is taken up again, bit for bit on a CPU.
-    watch: more numbers for a record, that are too dear for every step. on_epoch: called after every epoch with all records
-    so far. Both are called by process 0 alone.
+    watch: more numbers for a new record, that are too dear for every step. on_epoch: called after every epoch with all
+    records so far. Both are called by process 0 alone.
 
     An epoch is a new permutation of the examples without its last incomplete batch. Where several processes train together
     (`simsiam.parallel`), each takes its share of every batch with random numbers of its own.
@@ -209,7 +209,8 @@ def train(
                     since = max(0, int(now.records[-1]["step"]) - epoch * steps) if now.records else 0
                     means = dict(zip(now.names, seen[since:].mean(0).tolist(), strict=True))
                     at = {"epoch": round(epoch + (step + 1) / steps, 3), "step": now.step, "lr": rate}
-                    now.records = [*now.records, at | means | (watch() if rank == 0 else {})]
+                    new = at | means
+                    now.records = [*now.records, new | (watch(new) if rank == 0 else {})]
                 stopping = parallel.any_of(bool(stop), device)
                 if stopping or clock.overdue() or now.step == total:
                     with clock.paused():

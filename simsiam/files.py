@@ -11,7 +11,7 @@ import os
 import secrets
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -185,7 +185,7 @@ def _unreadable(path: Path, error: Exception, how: str) -> UserError:
     return UserError(f"{path} cannot be read ({_reason(error)}): {how}")
 
 
-def write_csv(path: Path, rows: list[dict[str, float]]) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows with the same keys as CSV with a header, atomically. Raises ValueError when the keys differ."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, rows[0] if rows else [], lineterminator="\n")
@@ -207,7 +207,7 @@ def sha256_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool, waiting: str) -> Iterator[Callable[[], bool]]:
-    """Hold the lock file `path`, which one process at a time can. `waiting` says what the other is at.
+    """Hold the lock file `path`, which one process at a time can; `waiting` is printed once if another has to be waited for.
 
     The lock goes with the process, also with a killed one; over NFS the one of a crashed machine goes when the server drops
     its lease (some 90 s). Where a disk knows no locks, filelock warns and uses a marker file.
@@ -223,8 +223,8 @@ def locked(path: Path, *, wait: bool, waiting: str) -> Iterator[Callable[[], boo
             lock.acquire(blocking=False)
         except filelock.Timeout:
             if not wait:
-                raise Busy(f"{waiting}: wait for its end, or stop it, and run the same command") from None
-            print(f"{waiting}: waiting for it", file=sys.stderr, flush=True)
+                raise Busy(f"{path} is held: wait for the end of who holds it, and run the same command") from None
+            print(waiting, file=sys.stderr, flush=True)
             lock.acquire()
     except OSError as error:
         raise UserError(_unwritable(path, error)) from error

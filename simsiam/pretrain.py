@@ -1,11 +1,13 @@
 """Pretraining by any method: views of unlabelled images in, a trained encoder out."""
 
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from tqdm import tqdm
 
 from simsiam import collapse
 from simsiam.augment import random_view
@@ -32,6 +34,8 @@ def pretrain(
     """
     method.to(images.device).to(memory_format=torch.channels_last)
     latest: list[Tensor] = []  # the last batch's latents
+    seen: list[Record] = []  # of this session
+    told: list[str] = []
 
     def loss_of(network: nn.Module, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         x = images[batch]
@@ -39,8 +43,14 @@ def pretrain(
         latest[:] = [latents.float()]
         return loss, {"z_std": collapse.z_std(latest[0])}
 
-    def watch() -> Record:
-        return collapse.spread(latest[0])
+    def watch(record: Record) -> Record:
+        extra = collapse.spread(latest[0])
+        seen.append(record | extra)
+        verdict = collapse.of_run(seen, latest[0].shape[1])
+        if verdict not in ("healthy", *told):
+            told.append(verdict)
+            tqdm.write(f"pretrain, step {record['step']}: {collapse.words(verdict, seen[-1])}", file=sys.stderr)
+        return extra
 
     return train(
         method,

@@ -17,7 +17,7 @@ from simsiam.metrics import top_k
 
 L2S = tuple(10.0**power for power in range(4, -13, -1))  # wide, since only the strengths about the best are fitted
 TIE = 1e-3  # losses on the slice (nats) that differ by less are equal
-LOOSE, TIGHT = 1e-3, 3e-5  # `fit` ends at a gradient this small: to rank strengths, and for good (float32's noise is 5e-6)
+LOOSE, TIGHT = 1e-3, 5e-5  # `fit` ends at a gradient this small: to rank strengths, and for good (float32's noise is 5e-6)
 MOST_STEPS = 1000
 Doubles = NDArray[np.float64]
 
@@ -75,16 +75,14 @@ def linear_probe(
         accuracies[l2] = top_k(scores.cpu().numpy(), labels[held], 1)
         return losses[l2]
 
-    # Along the strengths the loss on the slice falls, then rises: from the middle, walk on to both sides until it rises.
+    # Along the strengths the loss on the slice falls, then rises: go from the middle to where it no longer falls.
     grid = sorted(l2s)
-    middle = len(grid) // 2
-    best = attempt(grid[middle], None)
-    for side, needed in ((grid[middle - 1 :: -1] if middle else [], TIE), (grid[middle + 1 :], -TIE)):
-        near = grid[middle]
-        for l2 in side:
-            if attempt(l2, fits[near].weight) > best - needed:
-                break
-            best, near = min(best, losses[l2]), l2
+    middle = at = len(grid) // 2
+    best = attempt(grid[at], None)
+    while at > 0 and attempt(grid[at - 1], fits[grid[at]].weight) < best - TIE:
+        at, best = at - 1, losses[grid[at - 1]]
+    while middle <= at < len(grid) - 1 and attempt(grid[at + 1], fits[grid[at]].weight) <= best + TIE:
+        at, best = at + 1, min(best, losses[grid[at + 1]])
     chosen = max(l2 for l2 in losses if losses[l2] <= best + TIE)
     # At the strong end there is nothing to look for beyond a classifier that knows no more than the classes' shares.
     learned = entr(np.bincount(labels[kept]) / len(kept)).sum() - fits[chosen].loss
@@ -194,5 +192,5 @@ def _rotate(features: Floats, order: NDArray[np.int64], centre: Doubles, axes: D
 
 
 def _logits(weight: Tensor, x: Tensor) -> Tensor:
-    """(classes, N) float64: classes first is many times faster than examples first."""
-    return (weight[:, :-1].to(x.dtype) @ x.T).double() + weight[:, -1:]
+    """(classes, N) float64, contiguous: what follows is many times faster than the other way round."""
+    return (x @ weight[:, :-1].T.to(x.dtype)).T.contiguous().double() + weight[:, -1:]

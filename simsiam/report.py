@@ -58,11 +58,10 @@ def embedded(png: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def render(title: str, metrics: Metrics, figures: dict[str, bytes], parameters: str, studies: list[Study], warning: str) -> str:
+def render(title: str, metrics: Metrics, figures: dict[str, bytes], parameters: str, studies: list[Study]) -> str:
     """The page as HTML.
 
-    metrics: every stage's, by the stage's name; figures: PNG bytes by name; parameters: the settings that ran, as YAML;
-    warning: what a reader has to know before anything else, or nothing.
+    metrics: every stage's, by the stage's name; figures: PNG bytes by name; parameters: the settings that ran, as YAML.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -72,7 +71,6 @@ def render(title: str, metrics: Metrics, figures: dict[str, bytes], parameters: 
     return environment.get_template("report.html.j2").render(
         title=title,
         metrics=metrics,
-        warning=warning,
         gradient=max(found["gradient_norm"] for found in linear.values() if isinstance(found, dict) and "l2" in found),
         run=metrics["pretrain"]["trained"][0],
         stages={name: content["run"][0] for name, content in metrics.items()},

@@ -1,5 +1,6 @@
 """Pretrain an encoder without labels: python -m stages.pretrain"""
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -46,15 +47,23 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
         if parallel.rank() > 0:
             return None
     save_encoder(root / "models/encoder.pt", method.encoder)
-    last = result.records[-1]
+    last, verdict = result.records[-1], collapse.of_run(result.records, params.latent_dim)
+    warning = ""
+    if verdict != "healthy":
+        warning = collapse.words(verdict, last, stop_gradient=params.stop_gradient)
+        print(f"pretrain: {warning}", file=sys.stderr)
     return {
         **{name: last[name] for name in ("loss", "z_std", "rankme", "first_share")},
-        "verdict": collapse.of_run(result.records),
+        "verdict": verdict,
         "epochs": params.chosen.pretrain.epochs,
         "seconds": round(result.seconds, 1),
         "images_per_second": round(result.images_per_second, 1),
         # A list, which DVC's tables leave out.
-        "trained": [params.model_dump(include={"recipe", "method", "latent_dim", "stop_gradient", "seed"}) | result.machine],
+        "trained": [
+            params.model_dump(include={"recipe", "method", "latent_dim", "stop_gradient", "seed"})
+            | result.machine
+            | {"warning": warning}
+        ],
     }
 
 

@@ -31,10 +31,11 @@ def write_page(params: Params, root: Path) -> None:
     The study is on it where there is one in reports/study/. That is no dependency in dvc.yaml, because then every
     `dvc repro` would run the whole grid; `dvc repro ablation/dvc.yaml` makes the page anew itself.
     """
+    metrics = read_metrics(root)
     names = ("accuracies", "confusion", "curves", "latent_plane", "maps", "neighbours", "shap", "spectrum", "variance")
     page = render(
         params.report.title,
-        read_metrics(root),
+        metrics,
         {name: (root / f"reports/figures/{name}.png").read_bytes() for name in names},
         (root / "reports/settings.yaml").read_text(),
         [read_study(path.parent) for path in sorted((root / "reports/study").glob("*/study.json"))],

@@ -60,8 +60,8 @@ class Call:
     """A system call on a file of the repository, the `nth` of its kind on that file."""
 
     name: str
-    path: str  # as strace has to be told: as the program gave it, or relative to the repository for an open file
-    opened: bool  # the call is on an open file
+    path: str  # of the file that it makes or changes, relative to the repository
+    given: str  # how strace knows it: the path that the program gave, or "" for an open file
     nth: int
 
     def __str__(self) -> str:
@@ -78,7 +78,21 @@ def run(stage: str, clone: Path, *strace: str) -> subprocess.CompletedProcess[st
     """Run a stage, under strace with these options if there are any."""
     command = [sys.executable, "-c", STAGE, stage]
     if strace:
-        command = ["strace", "-f", "-qq", "-y", "-s", "0", "-e", "signal=none", "-o", f"{clone}.trace", *strace, *command]
+        command = [
+            "strace",
+            "--seccomp-bpf",
+            "-f",
+            "-qq",
+            "-y",
+            "-s",
+            "0",
+            "-e",
+            "signal=none",
+            "-o",
+            f"{clone}.trace",
+            *strace,
+            *command,
+        ]
     quiet = environment() | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     quiet.pop("DVC_ROOT", None)
     return subprocess.run(command, cwd=clone, env=quiet, capture_output=True, text=True, timeout=LIMIT)
@@ -94,17 +108,16 @@ def calls(stage: str, clone: Path) -> list[Call]:
         if not (match := re.match(r"\d+ +(\w+)\((.*)", line)) or match[1] not in CALLS:
             continue
         name, rest = match[1], match[2]
-        if opened := re.match(r"\d+<([^>]*)>", rest):
-            path = opened[1]
-        elif name == "openat" and "O_CREAT" not in rest:
+        opened = re.match(r"\d+<([^>]*)>", rest)
+        paths = [opened[1]] if opened else re.findall(r'"([^"]*)"', rest)
+        place = Path(os.path.normpath(clone / paths[-1]))
+        if not place.is_relative_to(clone) or (opened and not paths[0].startswith("/")):  # not the repository's, or a pipe
             continue
-        else:
-            path = re.findall(r'"([^"]*)"', rest)[-1]
-        place = Path(os.path.normpath(clone / path))
-        if place.is_relative_to(clone) and not {".git", "__pycache__"} & set(place.relative_to(clone).parts):
-            path = str(place.relative_to(clone)) if opened or Path(path).is_absolute() else path
-            seen[name, path] += 1
-            found.append(Call(name, path, bool(opened), seen[name, path]))
+        if (name == "openat" and "O_CREAT" not in rest) or "EEXIST" in rest:  # it makes nothing
+            continue
+        seen[name, paths[0]] += 1
+        path = str(place.relative_to(clone))
+        found.append(Call(name, path, "" if opened else paths[0], seen[name, paths[0]]))
     return found
 
 
@@ -139,7 +152,7 @@ def content(clone: Path) -> dict[str, str]:
 def wrong(
     result: subprocess.CompletedProcess[str], clone: Path, before: dict[str, str], after: dict[str, str]
 ) -> Iterator[str]:
-    """What is not as it should be after a call failed; `before` and `after` are the repository's content around a good run."""
+    """What is not as it should be after a call failed; `before` and `after` are the content around a good run."""
     if "(INJECTED)" not in Path(f"{clone}.trace").read_text():
         yield "the call was not reached"
         return
@@ -170,14 +183,14 @@ def whole(path: Path) -> bool:
 
 
 def attack(stage: str, start: Path, folder: Path, jobs: int) -> int:
-    """Let each call of a stage fail, from the repository `start`, which becomes that after a good run. Count what is wrong."""
+    """Let each call of a stage fail, from the repository `start`, which then becomes that after it. Count what is wrong."""
     first = folder / "first"
     copy(start, first)
     result = run(stage, first)
     assert result.returncode == 0, f"{stage} does not work:\n{result.stderr}"
-    empty, made = content(start), content(first)
-    for name in made:  # the outputs are there already, and old
-        if made[name] != empty.get(name) and not name.startswith(".checkpoints/"):
+    empty, full = content(start), content(first)
+    for name in full:  # the outputs are there already, and old
+        if full[name] != empty.get(name) and not name.startswith(".checkpoints/"):
             (start / name).parent.mkdir(parents=True, exist_ok=True)
             (start / name).write_bytes(OLD)
     before = content(start)
@@ -198,20 +211,18 @@ def attack(stage: str, start: Path, folder: Path, jobs: int) -> int:
         clone = clones.get()
         try:
             copy(start, clone)
-            place = str(clone / call.path) if call.opened else call.path
             result = run(
-                stage, clone, "-P", place, "-e", f"trace={call.name}",
+                stage, clone, "-P", call.given or str(clone / call.path), "-e", f"trace={call.name}",
                 "-e", f"inject={call.name}:error={CALLS[call.name]}:when={call.nth}",
             )  # fmt: skip
             problems = list(wrong(result, clone, before, after))
             state = json.dumps(content(clone))
             if state not in recovered:
                 recovered.add(state)
-                again = run(stage, clone)
-                if again.returncode or {name: content(clone).get(name) for name in after} != after:
-                    problems.append(
-                        f"then the same command ended with {again.returncode} or made something else: {again.stderr[-2000:]}"
-                    )
+                again, made = run(stage, clone), content(clone)
+                different = [name for name in after.keys() | made.keys() if made.get(name) != after.get(name)]
+                if again.returncode or different:
+                    problems.append(f"then it ended with {again.returncode}, {different} differ: {again.stderr[-2000:]}")
         finally:
             clones.put(clone)
         with printing:

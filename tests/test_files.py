@@ -406,7 +406,7 @@ from pathlib import Path
 from simsiam.errors import UserError
 from simsiam.files import locked
 try:
-    with locked(Path(sys.argv[1]), wait=sys.argv[2] == "wait", waiting="pretrain: another is at it"):
+    with locked(Path(sys.argv[1]), wait=sys.argv[2] == "wait", waiting="another is at it: waiting"):
         child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"]) if "child" in sys.argv else None
         print("held", child.pid if child else "", flush=True)
         sys.stdin.read()
@@ -446,16 +446,14 @@ def test_a_lock_is_one_process_s_and_goes_with_a_killed_one(
     holder = start(path, "wait", "child")
     held = line(holder.stdout)
     assert held.startswith("held ")  # and a child of the holder's that outlives it
-    with pytest.raises(Busy, match=r"^pretrain: x: wait for its end, or stop it, and run the same command$"):
-        with locked(path, wait=False, waiting="pretrain: x"):
+    with pytest.raises(Busy, match=f"^{re.escape(str(path))} is held: wait for the end of who holds it, and run the same"):
+        with locked(path, wait=False, waiting="not printed"):
             pass
     refused = start(path, "no")
-    assert refused.communicate(timeout=LIMIT) == (
-        "",
-        "error: pretrain: another is at it: wait for its end, or stop it, and run the same command\n",
-    )
+    out, err = refused.communicate(timeout=LIMIT)
+    assert out == "" and err.startswith(f"error: {path} is held: ") and err.count("\n") == 1
     waiter = start(path, "wait")
-    assert line(waiter.stderr) == "pretrain: another is at it: waiting for it"
+    assert line(waiter.stderr) == "another is at it: waiting"
     holder.kill()
     assert line(waiter.stdout) == "held"
     assert waiter.communicate(timeout=LIMIT)[1] == ""  # it said so once
@@ -472,7 +470,7 @@ def test_what_is_freed_beside_a_waiting_process_keeps_its_lock(
     write_text(training / "1.pt", "weights")
     with locked(path, wait=True, waiting="freeing"):
         waiter = start(path, "wait")
-        assert line(waiter.stderr).endswith("waiting for it")
+        assert line(waiter.stderr).endswith("waiting")
         (training / "1.pt").unlink()
         training.rmdir()
     assert line(waiter.stdout) == "held"

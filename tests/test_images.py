@@ -13,6 +13,7 @@ from simsiam import images
 from simsiam.errors import UserError
 from simsiam.files import read_npz, write_npz
 from simsiam.images import ImageSet, from_arrays, split, to_tensor
+from stages.common import load_images
 from tests.conftest import CLASSES, rng
 
 # Mean and deviation of CIFAR-10's 50,000 training images as they are known (Krizhevsky's data, used by every tutorial).
@@ -140,3 +141,17 @@ def test_to_tensor_keeps_every_pixel_in_its_place(cifar: ImageSet, tmp_path: Pat
     with Image.open(tmp_path / "seven.png") as picture:
         for column, row in ((0, 0), (5, 3), (31, 0), (0, 31)):
             assert tuple(tensor[7, :, row, column].tolist()) == picture.getpixel((column, row))
+
+
+def test_a_folder_without_images_of_its_own_has_the_current_one_s(
+    cifar: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A point of a study runs in a scratch folder."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"data/images\.npz is missing: `dvc repro` makes it anew"):
+        load_images(Path("points/a"))
+    cifar.save(Path("data/images.npz"))
+    replace(cifar, classes=("plane", *CLASSES[1:])).save(Path("points/b/data/images.npz"))
+    assert load_images(Path()).digest == load_images(Path("points/a")).digest == cifar.digest
+    assert load_images(Path("points/b")).classes[0] == load_images(tmp_path / "points/b").classes[0] == "plane"
+    assert not Path("points/a").exists()

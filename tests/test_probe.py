@@ -1,78 +1,239 @@
-"""Linear evaluation against scikit-learn; frozen means that not one bit of the encoder moves."""
+"""The probe is logistic regression at its optimum, whatever the features' scale, correlations and rank are."""
+
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from simsiam.data import Cifar10
-from simsiam.engine import TrainSettings
+from simsiam import probe as module
+from simsiam.errors import UserError
 from simsiam.features import extract
+from simsiam.images import Floats, ImageSet, Labels, split
 from simsiam.metrics import top_k
-from simsiam.models import Encoder, EncoderSettings
-from simsiam.probe import linear_probe
-from tests.conftest import rng
+from simsiam.networks import Encoder
+from simsiam.probe import L2S, Probe, fit, linear_probe, principal_axes
+from simsiam.settings import EncoderSettings
+from tests.conftest import but, rng
 
 CPU = torch.device("cpu")
-SETTINGS = TrainSettings(epochs=60, batch_size=64, lr=0.1, momentum=0.9, weight_decay=0.0, seed=0, precision="fp32")
+TRAIN, TEST = slice(0, 800), slice(800, 3200)
+LABELS = np.arange(3200) % 10
 
 
-def snapshot(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
+def probe(features: Floats, labels: Labels = LABELS[TRAIN], *, classes: int = 10, l2s: tuple[float, ...] = L2S) -> Probe:
+    return linear_probe(features, labels, classes=classes, held_out=100, seed=0, device=CPU, l2s=l2s, name="t")
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_extracting_features_moves_no_bit_of_the_encoder(tiny: EncoderSettings, images: Tensor, training: bool) -> None:
-    encoder = Encoder(tiny).train(training)
-    before = snapshot(encoder)
-    extract(encoder, images, batch_size=64)
-    assert encoder.training == training
-    assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
-    encoder.train()(images[:64].float() / 255)  # what frozen must not do: this is how a difference shows
-    assert not all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+def top1(found: Probe, features: Floats, labels: Labels = LABELS[TEST]) -> float:
+    return top_k(found.scores(features), labels, 1)
 
 
-def test_features_do_not_depend_on_the_batch(tiny: EncoderSettings, images: Tensor) -> None:
-    encoder = Encoder(tiny)
-    encoder(images[:64].float() / 255)
-    whole, pieces = extract(encoder, images, batch_size=400), extract(encoder, images, batch_size=33)
-    assert whole[0].shape == (400, 64) and whole[1].shape == (400, 8)
-    for a, b in zip(whole, pieces, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4)
-    with torch.inference_mode():
-        h, z = encoder.eval()(images[:10].float() / 255)
-    np.testing.assert_allclose(whole[0][:10], h.numpy(), atol=1e-5, rtol=1e-4)
-    np.testing.assert_allclose(whole[1][:10], z.numpy(), atol=1e-5, rtol=1e-4)
+def loss(scores: Floats, labels: Labels) -> float:
+    return float(-log_softmax(scores.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
 
 
-def test_a_probe_is_as_good_as_logistic_regression() -> None:
-    labels = np.arange(1200, dtype=np.uint8) % 10
+def condition_1000(d: int) -> NDArray[np.float64]:
+    """An invertible matrix (d, d) with singular values from 1 to 1e-3."""
+    left, right = (np.linalg.qr(rng(seed).normal(size=(d, d)))[0] for seed in (5, 6))
+    return (left * np.logspace(0, -3, d)) @ right
+
+
+@pytest.fixture(scope="module")
+def plain() -> NDArray[np.float32]:
+    """(3200, 12): clouds around ten centres."""
     centres = rng().normal(size=(10, 12))
-    features = (centres[labels] + 0.9 * rng(1).normal(size=(1200, 12))).astype(np.float32)
-    train, test = slice(0, 800), slice(800, 1200)
-    probe = linear_probe(
-        features[train], labels[train], settings=SETTINGS, lrs=[0.003, 0.1], held_out=100, device=CPU, name="t"
-    )
-    oracle = LogisticRegression(C=100, max_iter=2000).fit(features[train], labels[train])
-    ours = top_k(probe.scores(features[test]), labels[test], 1)
-    assert ours == pytest.approx(oracle.score(features[test], labels[test]), abs=0.02)
-    assert ours > 0.7
+    return (centres[LABELS] + 0.9 * rng(1).normal(size=(3200, 12))).astype(np.float32)
 
 
-def test_scale_and_offset_of_the_features_do_not_matter(cifar: Cifar10) -> None:
-    features = cifar.x_train.reshape(400, -1)[:, ::32].astype(np.float32)
-    one = linear_probe(features, cifar.y_train, settings=SETTINGS, lrs=[0.01], held_out=50, device=CPU, name="t")
-    other = linear_probe(
-        1000 * features - 7, cifar.y_train, settings=SETTINGS, lrs=[0.01], held_out=50, device=CPU, name="t"
-    )
-    agree = (one.scores(features).argmax(1) == other.scores(1000 * features - 7).argmax(1)).mean()
-    assert agree > 0.97
+@pytest.mark.parametrize("space", ["pixels", "backbone", "latent"])
+@pytest.mark.parametrize("l2", [1e-1, 1e-3])
+def test_a_probe_is_scikit_learns_logistic_regression(
+    space: str, l2: float, cifar: ImageSet, images: Tensor, tiny: EncoderSettings
+) -> None:
+    pixels = cifar.x_train.reshape(400, -1)[:, ::32].astype(np.float32)
+    backbone, latent = extract(Encoder(but(tiny, latent_dim=32)), images)
+    features = {"pixels": pixels, "backbone": backbone, "latent": latent}[space]
+    found = probe(features, cifar.y_train, l2s=(l2,))
+    oracle = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (400 * l2), max_iter=10_000, tol=1e-8))
+    oracle.fit(features.astype(np.float64), cifar.y_train)
+    theirs = oracle.decision_function(features.astype(np.float64))
+    assert found.loss == pytest.approx(loss(theirs, cifar.y_train), abs=1e-3)
+    assert found.loss == pytest.approx(loss(found.scores(features), cifar.y_train), abs=1e-4)  # folded into raw features
+    assert top1(found, features, cifar.y_train) == pytest.approx(top_k(theirs, cifar.y_train, 1), abs=0.003)
+    np.testing.assert_allclose(softmax(found.scores(features), 1), softmax(theirs, 1), atol=0.02)
 
 
-def test_the_rate_is_chosen_on_the_held_out_slice() -> None:
-    labels = np.arange(600, dtype=np.uint8) % 10
-    features = (3 * np.eye(10)[labels] + rng().normal(size=(600, 10))).astype(np.float32)
-    lrs = [1e-7, 0.1]  # the first learns nothing
-    probe = linear_probe(features, labels, settings=SETTINGS, lrs=lrs, held_out=100, device=CPU, name="t")
-    assert probe.lr == 0.1 and probe.held_out_top1 > 0.5
+def test_it_ends_at_the_optimum_of_its_objective(plain: NDArray[np.float32]) -> None:
+    """The gradient by the weights of standardised features, in float64 and from the raw weights that are returned."""
+    x, y = plain[TRAIN].astype(np.float64), LABELS[TRAIN]
+    found = probe(plain[TRAIN])
+    residual = softmax(found.scores(plain[TRAIN]).astype(np.float64), 1) - np.eye(10)[y]
+    weights = found.weight * x.std(0)
+    gradient = residual.T @ ((x - x.mean(0)) / x.std(0)) / len(x) + found.l2 * weights
+    assert np.abs(gradient).max() < 1e-4 and np.abs(residual.mean(0)).max() < 1e-4
+    assert np.abs(found.l2 * weights).max() > 1e-3  # or the penalty could be missing from both
+    assert found.gradient_norm < 1e-4 and found.iterations > 5
+
+
+def test_neither_scale_nor_shift_of_a_dimension_matters(plain: NDArray[np.float32]) -> None:
+    scale = 10 ** rng(2).uniform(-8, 8, 12)
+    other = ((plain + rng(3).uniform(-100, 100, 12)) * scale).astype(np.float32)
+    one, two = probe(plain[TRAIN]), probe(other[TRAIN])
+    assert two.l2 == one.l2 and two.loss == pytest.approx(one.loss, abs=1e-4)
+    assert top1(two, other[TEST]) == pytest.approx(top1(one, plain[TEST]), abs=0.001)
+
+
+def test_an_invertible_mixing_costs_next_to_nothing(plain: NDArray[np.float32]) -> None:
+    mixed = (plain @ condition_1000(12)).astype(np.float32)
+    one, two = probe(plain[TRAIN]), probe(mixed[TRAIN])
+    assert top1(one, plain[TEST]) > 0.85
+    assert top1(two, mixed[TEST]) == pytest.approx(top1(one, plain[TEST]), abs=0.01)
+    assert two.iterations < 60  # without the turn to uncorrelated directions: hundreds
+
+
+def degenerate(case: str, plain: NDArray[np.float32]) -> NDArray[np.float64]:
+    noise = rng(4).normal(size=(len(plain), 12))
+    match case:
+        case "dead":
+            return np.concatenate([plain, np.zeros((len(plain), 3)), np.full((len(plain), 3), 0.1)], 1)
+        case "dead but for rounding":
+            return np.concatenate([plain, 7 * (1 + 1e-7 * noise)], 1)
+        case "duplicated":
+            return np.concatenate([plain, plain, 3 * plain], 1)
+        case "rank-deficient":
+            return plain @ rng(7).normal(size=(12, 40))
+        case "small beside the mean":  # as collapsed without the stop-gradient: the deviation is .025 of the norm
+            return 1 + 0.025 / plain.std() * plain
+        case "equal":
+            return np.full((len(plain), 12), 0.3)
+        case "equal but for rounding":
+            return (1 + 1e-7 * noise) * rng(8).normal(size=12)
+        case "one direction":
+            return noise[:, :1] * rng(8).normal(size=(1, 12)) + 1e-7 * noise
+    raise AssertionError(case)
+
+
+INFORMATIVE = ["dead", "dead but for rounding", "duplicated", "rank-deficient", "small beside the mean"]
+
+
+@pytest.mark.parametrize("case", [*INFORMATIVE, "equal", "equal but for rounding", "one direction"])
+def test_degenerate_features_do_no_harm(
+    case: str, plain: NDArray[np.float32], capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = degenerate(case, plain).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = probe(features[TRAIN])
+    assert np.isfinite(found.weight).all() and np.isfinite(found.bias).all()
+    assert capsys.readouterr().err == ""
+    if case in INFORMATIVE:
+        assert top1(found, features[TEST]) == pytest.approx(top1(probe(plain[TRAIN]), plain[TEST]), abs=0.01)
+    else:
+        assert top1(found, features[TEST]) == pytest.approx(0.1, abs=0.03)
+        assert found.loss == pytest.approx(np.log(10), abs=0.02)
+        assert np.abs(found.scores(features)).max() < 1
+    if case.startswith(("dead", "equal")):  # nothing is read from what is only rounding
+        assert not found.weight[:, 12 if case.startswith("dead") else 0 :].any()
+
+
+def test_the_intercept_is_free() -> None:
+    labels = np.repeat([0, 1, 2], [500, 250, 50])
+    found = probe(rng().normal(size=(800, 4)).astype(np.float32) + 5, labels, classes=3, l2s=(1e6,))
+    shares = softmax(found.scores(np.full((1, 4), 5, np.float32)), 1)[0]
+    np.testing.assert_allclose(shares, [500 / 800, 250 / 800, 50 / 800], atol=1e-3)
+
+
+def test_classes_are_what_the_caller_says(plain: NDArray[np.float32]) -> None:
+    found = probe(plain[TRAIN], classes=13)  # no example of the last three
+    assert found.weight.shape == (13, 12) and found.bias.shape == (13,)
+    assert found.scores(plain[TEST]).argmax(1).max() == 9
+    assert top1(found, plain[TEST]) == pytest.approx(top1(probe(plain[TRAIN]), plain[TEST]), abs=0.005)
+
+
+def test_two_classes(plain: NDArray[np.float32]) -> None:
+    few = LABELS < 2
+    features, labels = plain[few], LABELS[few]
+    found = probe(features[:300], labels[:300], classes=2)
+    assert found.weight.shape == (2, 12) and top1(found, features[300:], labels[300:]) > 0.95
+
+
+@pytest.mark.parametrize("examples", [1, 3])
+def test_a_class_may_be_missing_from_the_slice_or_from_the_others(examples: int, plain: NDArray[np.float32]) -> None:
+    labels = np.sort(np.concatenate([np.arange(797 + 3 - examples) % 9, np.full(examples, 9)]))
+    features = plain[np.concatenate([np.flatnonzero(LABELS == c)[: (labels == c).sum()] for c in range(10)])]
+    sides = [labels[side] for side in split(labels, 100, 0)]
+    assert any((side == 9).sum() == 0 for side in sides)
+    found = probe(features, labels)
+    assert np.isfinite(found.weight).all() and top1(found, features, labels) > 0.85
+
+
+def test_the_strength_follows_what_the_slice_says(capsys: pytest.CaptureFixture[str]) -> None:
+    """Few examples among many useless dimensions need a strong penalty; many examples of few dimensions none."""
+    labels = np.arange(4000) % 4
+    wide = rng().normal(size=(4000, 100)).astype(np.float32)
+    wide[:, :4] += 1.5 * np.eye(4, dtype=np.float32)[labels]
+    few = probe(wide[:200], labels[:200], classes=4)
+    many = probe(wide[:2000, :6], labels[:2000], classes=4)
+    assert few.l2 >= 0.01 > 10 * many.l2
+    weak = probe(wide[:200], labels[:200], classes=4, l2s=(1e-6,))
+    assert top1(few, wide[2000:], labels[2000:]) > top1(weak, wide[2000:], labels[2000:]) + 0.03
+    assert set(few.held_out) <= set(L2S) and len(few.held_out) >= 3 and few.l2 not in (min(L2S), max(L2S))
+    assert "l2 1e-06 is at the edge" in (said := capsys.readouterr().err) and said.count("\n") == 1  # only of the third
+
+
+def test_equal_strengths_mean_the_strongest(plain: NDArray[np.float32]) -> None:
+    found = probe(plain[TRAIN], l2s=(1e-12, 1e-11, 1e-10))
+    assert found.l2 == 1e-10
+
+
+@pytest.mark.parametrize("l2s", [(1e-2, 1e-1, 1.0, 10.0), (1e2, 1e1, 1.0)])
+def test_a_choice_at_the_weak_edge_is_told(
+    l2s: tuple[float, ...], plain: NDArray[np.float32], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert probe(plain[TRAIN], l2s=l2s).l2 == min(l2s)
+    assert "warning: t: l2" in (said := capsys.readouterr().err) and "edge" in said and said.count("\n") == 1
+
+
+def test_a_choice_at_the_strong_edge_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    labels = np.arange(200) % 4
+    features = rng().normal(size=(200, 100)).astype(np.float32)
+    features[:, :4] += 1.5 * np.eye(4, dtype=np.float32)[labels]
+    assert probe(features, labels, classes=4, l2s=(1e-7, 1e-6, 1e-5, 1e-4)).l2 == 1e-4
+    assert "warning: t: l2 0.0001 is at the edge" in capsys.readouterr().err
+
+
+def test_the_slice_is_not_fitted() -> None:
+    """More dimensions than examples, labels without meaning: fitted, every label is right; held out, only by chance."""
+    features, labels = rng().normal(size=(300, 400)).astype(np.float32), rng(1).permutation(np.arange(300) % 10)
+    found = probe(features, labels, l2s=(1e-4,))
+    assert found.held_out[1e-4] < 0.25
+    assert top1(found, features, labels) == 1  # refitted on all
+
+
+def test_what_did_not_converge_says_so(
+    plain: NDArray[np.float32], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    centre, axes, variances = principal_axes(plain[TRAIN], "t")
+    x, y = torch.from_numpy(((plain[TRAIN] - centre) @ axes).astype(np.float32)), torch.from_numpy(LABELS[TRAIN])
+    assert fit(x, y, variances, classes=10, l2=1e-3).converged
+    monkeypatch.setattr(module, "MOST_STEPS", 3)
+    ended = fit(x, y, variances, classes=10, l2=1e-3)
+    assert not ended.converged and ended.iterations == 3 and ended.gradient_norm > 1e-4
+    found = probe(plain[TRAIN])
+    assert found.iterations <= 3
+    assert "warning: t: not at the optimum after 3 iterations" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_refused(bad: float, plain: NDArray[np.float32]) -> None:
+    features = plain[TRAIN].copy()
+    features[3, 2] = bad
+    with pytest.raises(UserError, match="t: the features are not finite"):
+        probe(features)

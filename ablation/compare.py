@@ -1,0 +1,61 @@
+"""How far two encoders' accuracies on the same test images differ, and how sure that is."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+from scipy.stats import t as student
+
+
+class Estimate(NamedTuple):
+    """A number, and half the width of its 95 % interval."""
+
+    value: float
+    half: float
+
+    @property
+    def low(self) -> float:
+        return self.value - self.half
+
+    @property
+    def high(self) -> float:
+        return self.value + self.half
+
+
+def difference(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> Estimate:
+    """Accuracy of encoder a less that of b: (seeds, N) each, whether an image was classified right; the same N images."""
+    return contrast(a.astype(float), -b.astype(float))
+
+
+def contrast(*groups: NDArray[np.float64]) -> Estimate:
+    """The sum of the groups' means, each (seeds, N) on the same N images; the seeds of two groups are independent.
+
+    Seeds and images are both samples: x = mean + seed + image + rest (two-way random effects), and the sum's variance is
+
+        sum of V_seeds / n  +  V_images / N  -  sum of V_rest / (n N)
+
+    V_seeds: of a group's means over images; V_images: of the images' sums over groups, means over seeds, so that what the
+    groups have in common falls out; the rest is in both and counts once. A group of one seed is taken to vary with the seed
+    as the others do. Where every group has one, the interval is over images alone: of these networks, not of other seeds.
+    """
+    images = np.sum([group.mean(0) for group in groups], axis=0)
+    n = len(images)
+    value, of_images = float(images.mean()), float(images.var(ddof=1)) / n
+    counts = np.array([len(group) for group in groups])
+    if counts.max() == 1:
+        return Estimate(value, float(norm.ppf(0.975)) * of_images**0.5)
+    seeds = np.array([group.mean(1).var(ddof=1) if len(group) > 1 else np.nan for group in groups])
+    rest = np.array([_rest(group) / n if len(group) > 1 else np.nan for group in groups])
+    of_seeds, twice = (np.where(counts > 1, v, np.nanmean(v)) / counts for v in (seeds, rest))
+    variance = max(of_seeds.sum() + of_images - twice.sum(), of_seeds.sum(), of_images)
+    # Welch and Satterthwaite: the degrees of freedom of a sum of variances, of which those over seeds have few.
+    few = (of_seeds**2 / np.where(counts > 1, counts - 1, (counts - 1).sum())).sum()
+    width = student.ppf(0.975, variance**2 / few) if few > 0 else norm.ppf(0.975)
+    return Estimate(value, float(width) * variance**0.5)
+
+
+def _rest(group: NDArray[np.float64]) -> float:
+    """Mean square of what neither seed nor image explains, of (seeds, N)."""
+    left = group - group.mean(0) - group.mean(1, keepdims=True) + group.mean()
+    return float((left**2).sum() / ((group.shape[0] - 1) * (group.shape[1] - 1)))
