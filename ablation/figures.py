@@ -30,8 +30,10 @@ def accuracy_figure(points: Points, axis: Axis | None) -> Figure:
     Bars are the deviation over seeds or, where a point has one seed only, the 95 % interval that the test images allow.
     """
     every = [found for results in points.values() for found in results]
-    images, several = every[0].result.test_images, min(map(len, points.values())) > 1
-    panels = {title: lines for title, lines in PANELS.items() if any(key in found.numbers for key in lines for found in every)}
+    images, several = every[0].result["test_images"], min(map(len, points.values())) > 1
+    panels = {
+        title: lines for title, lines in PANELS.items() if any(key in found.numbers for key in lines for found in every)
+    }
     figure = Figure(figsize=(max(6, 4.6 * len(panels)), 5), layout="constrained")
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     x = places(points, axis)
@@ -52,7 +54,7 @@ def accuracy_figure(points: Points, axis: Axis | None) -> Figure:
                 markersize=5,
                 markerfacecolor=colour if style == "-" else "white",
             )
-        axes.axhline(100 / len(every[0].result.classes), color="black", linestyle=":", linewidth=1, label="chance")
+        axes.axhline(100 / len(every[0].result["classes"]), color="black", linestyle=":", linewidth=1, label="chance")
         axes.set_title(title)
         ticks(axes, x, axis)
         axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16 if axis else -0.36))
@@ -95,8 +97,8 @@ def spectra_figure(points: Points, axis: Axis | None) -> Figure:
     style = styles(points, axis)
     for axes, space in zip(panels, ("latent", "backbone"), strict=True):
         for point, results in points.items():
-            if results[0].result.embed:
-                shares = np.array(results[0].result.embed.spectrum[space])
+            if results[0].has("embed"):
+                shares = np.array(results[0].result["embed"]["spectrum"][space])
                 marker = "." if len(shares) < 10 else None
                 axes.plot(np.arange(1, len(shares) + 1), shares.clip(1e-12), **style[point], marker=marker, label=point)
         axes.set(title=space, xlabel="rank of the eigenvalue", xscale="log", yscale="log", ylim=(1e-7, 1.5))

@@ -14,41 +14,29 @@ import pandas as pd
 
 from ablation.figures import Axis, Points, accuracy_figure, learning_figure, spectra_figure
 from ablation.lind_bosch_hu.study import study as lind_bosch_hu
-from ablation.results import flat, read
-from ablation.tables import Column, Drawing, means, write
+from ablation.results import MAPPED, SPACES, flat, read
+from ablation.tables import COMMANDS, Column, Picture, Table, means, write
 from simsiam.settings import Params, load
 from stages.common import plainly
 
-SPACES = {"backbone": "backbone", "latent": "latent", "random_backbone": "random backbone", "random_latent": "random latent"}
+MEASURED = ("embed", "linear_eval", "project", "explain")  # sections that say what is measured, not what is trained
 COLUMNS = {  # as the metrics have it -> how it is shown
     "point": Column("", "point"),
     "changes": Column("", "what it changes"),
     "seeds": Column("", "seeds"),
-    **{f"linear_eval.{space}.top1": Column("linear top-1 (%)", name, 100, 1) for space, name in SPACES.items()},
-    **{f"embed.knn.{space}": Column("kNN top-1 (%)", name, 100, 1) for space, name in SPACES.items()},
+    **{f"linear_eval.{space}.top1": Column("linear top-1 (%)", space.replace("_", " "), 100, 1) for space in SPACES},
+    **{f"embed.knn.{space}": Column("kNN top-1 (%)", space.replace("_", " "), 100, 1) for space in SPACES},
     "finetune.top1": Column("fine-tuned top-1 (%)", "from the encoder", 100, 1),
     "finetune.scratch.top1": Column("fine-tuned top-1 (%)", "from scratch", 100, 1),
-    "pretrain.loss": Column("pretraining", "loss"),
-    "pretrain.z_std": Column("pretraining", "z_std"),
-    "pretrain.rankme": Column("pretraining", "RankMe of a batch's latents", 1, 1),
-    "verdict": Column("pretraining", "collapse"),
-    **{f"embed.rankme.{space}": Column("RankMe of the test images", name, 1, 1) for space, name in SPACES.items()},
-    **{
-        f"project.{space}.silhouette": Column("silhouette of the classes", name)
-        for space, name in {**SPACES, "finetuned": "fine-tuned"}.items()
-        if space != "random_latent"
-    },
+    "pretrain.loss": Column("pretraining, last batches", "loss"),
+    "pretrain.z_std": Column("pretraining, last batches", "z_std"),
+    "pretrain.rankme": Column("pretraining, last batches", "RankMe", 1, 1),
+    "verdict": Column("pretraining, last batches", "latents"),
+    **{f"embed.rankme.{space}": Column("RankMe of the test images", space.replace("_", " "), 1, 1) for space in SPACES},
+    **{f"project.{space}.silhouette": Column("silhouette of the classes", space.replace("_", " ")) for space in MAPPED},
     "pretrain.seconds": Column("seconds", "pretraining", 1, 0),
     "finetune.seconds": Column("seconds", "fine-tuning", 1, 0),
     "stale": Column("", "made with other"),
-}
-COMMANDS = {"all": "dvc repro ablation/dvc.yaml", "study": "python -m ablation.study"}
-MEASURED = ("embed", "linear_eval", "project", "explain")  # sections that say what is measured, not what is trained
-TABLE = "Means and deviations over seeds; random: of the encoder before training."
-FIGURES = {
-    "accuracy": "Accuracy of every point, with its controls.",
-    "learning": "Pretraining: each record is a mean over 50 steps or so; RankMe is of the last batch.",
-    "spectra": "The fewer directions carry the variance, the earlier a spectrum falls.",
 }
 
 
@@ -59,48 +47,45 @@ def study(root: Path) -> None:
     for name, of in params.ablation.studies.items():
         points = {p: [found[p, seed] for seed in of.seeds if (p, seed) in found] for p in of.points}
         points = {point: results for point, results in points.items() if results}
+        every = [each for results in points.values() for each in results]
         missing = [f"{p}, seed {seed}" for p in of.points for seed in of.seeds if (p, seed) not in found]
-        commands = {"points": f"for point in {' '.join(of.points)}; do python -m ablation.point $point; done"} | COMMANDS
-        if not points:
-            print(f"study {name}: it has no results: `{commands['points']}` makes them", file=sys.stderr)
+        command = f"for point in {' '.join(of.points)}; do python -m ablation.point $point; done"
+        if not every:
+            print(f"study {name}: it has no results: `{command}` makes them", file=sys.stderr)
             continue
         if missing:
             print(f"study {name}: without {'; '.join(missing)}, of which there are no results", file=sys.stderr)
-        every = [each for results in points.values() for each in results]
-        figures: dict[str, Drawing] = {"learning": (learning_figure, (points, axis := axis_of(points)))}
-        if any(each.result.embed or each.result.finetune for each in every):
-            figures = {"accuracy": (accuracy_figure, (points, axis))} | figures
-        if any(each.result.embed for each in every):
-            figures["spectra"] = spectra_figure, (points, axis)
-        page = {
-            "name": name,
-            "points": list(points),
-            "seeds": of.seeds,
-            "missing": missing,
-            "stale": [f"{each.point}, seed {each.seed}: {each.stale}" for each in every if each.stale],
-            "commands": commands,
-            "tables": {"table": TABLE},
-            "figures": {figure: FIGURES[figure] for figure in figures},
-            "claims": [],
+        table = Table(
+            numbers(points, params), COLUMNS, "Means and deviations over seeds; random: of the encoder before training."
+        )
+        drawn: tuple[Points, Axis | None] = (points, axis_of(points))
+        pictures = {
+            "accuracy": Picture(accuracy_figure, drawn, "Accuracy of every point, with its controls."),
+            "learning": Picture(
+                learning_figure, drawn, "Pretraining: means over 50 steps or so, and RankMe of the last batch."
+            ),
+            "spectra": Picture(
+                spectra_figure, drawn, "The fewer directions carry the variance, the earlier a spectrum falls."
+            ),
         }
-        write(root / "reports/study" / name, page, {"table": (table(points, params), COLUMNS)}, figures)
+        for picture, stages in {"accuracy": ("embed", "linear_eval", "finetune"), "spectra": ("embed",)}.items():
+            if not any(each.has(stage) for each in every for stage in stages):
+                del pictures[picture]
+        write(root, name, every, {"table": table}, pictures, commands=COMMANDS | {"points": command}, missing=missing)
         print(f"study {name}: in reports/study/{name}/", file=sys.stderr)
-    lind_bosch_hu(root, list(found.values()), COMMANDS)
+    lind_bosch_hu(root, list(found.values()))
 
 
-def table(points: Points, params: Params) -> pd.DataFrame:
+def numbers(points: Points, params: Params) -> pd.DataFrame:
     """A row a point: what it changes, and mean and deviation over its seeds of every number that its stages give."""
     rows = []
     for point, results in points.items():
         changes = " ".join(f"{key}={value}" for key, value in params.ablation.points[point].items())
+        verdicts = [found.verdict for found in results]
         row: dict[str, Any] = {"point": point, "changes": changes, "seeds": len(results)}
-        for name in COLUMNS:
-            if values := [found.numbers[name] for found in results if name in found.numbers]:
-                row |= means(values, name)
-        verdicts = [found.result.pretrain.verdict for found in results]
-        row["verdict"] = ", ".join(
-            v if len(set(verdicts)) == 1 else f"{v} ({verdicts.count(v)})" for v in dict.fromkeys(verdicts)
-        )
+        for key in COLUMNS:
+            row |= means(results, key)
+        row["verdict"] = ", ".join(v + f" ({verdicts.count(v)})" * (len(set(verdicts)) > 1) for v in dict.fromkeys(verdicts))
         row["stale"] = "; ".join(dict.fromkeys(found.stale for found in results if found.stale)) or None
         rows.append(row)
     return pd.DataFrame(rows)
@@ -108,17 +93,15 @@ def table(points: Points, params: Params) -> pd.DataFrame:
 
 def axis_of(points: Points) -> Axis | None:
     """The one key that the points' trainings differ in, with its value at each, where that is a number."""
-    every = {
-        point: flat(results[0].result.made_with.params.model_dump() | {"seed": None}) for point, results in points.items()
-    }
-    keys = {key for values in every.values() for key in values}
+    every = {point: flat(results[0].params | {"seed": None}) for point, results in points.items()}
+    keys = {key: None for values in every.values() for key in values}
     differ = [key for key in keys if len({repr(values.get(key)) for values in every.values()}) > 1]
     trained = [key for key in differ if key.split(".")[0] not in MEASURED] or differ
     if len(trained) != 1:
         return None
     values = {point: values.get(trained[0]) for point, values in every.items()}
-    numbers = {point: float(v) for point, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-    return (trained[0], numbers) if len(numbers) == len(values) else None
+    axis = {point: float(value) for point, value in values.items() if type(value) in (int, float)}
+    return (trained[0], axis) if len(axis) == len(values) else None
 
 
 def main() -> None:

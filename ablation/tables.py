@@ -2,46 +2,57 @@
 
 import secrets
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ablation.results import Found
 from simsiam.files import write_json, write_text
 from simsiam.plots import draw
 
+COMMANDS = {"all": "dvc repro ablation/dvc.yaml", "study": "python -m ablation.study"}
 
-@dataclass(frozen=True)
-class Column:
-    """How a column is shown: below which heading, called what, its numbers times `scale` with so many places."""
 
-    group: str
+class Column(NamedTuple):
+    """How a column is shown: below which heading, called what; its numbers times `scale`, with so many places."""
+
+    heading: str
     title: str
     scale: float = 1
     places: int = 3
 
 
-Table = tuple[pd.DataFrame, dict[str, Column]]  # and the columns to show; NAME_sd, where there is one, is NAME's deviation
-Drawing = tuple[Callable[..., Figure], tuple[object, ...]]  # a figure and what it is drawn of
+class Table(NamedTuple):
+    frame: pd.DataFrame  # NAME_sd, where there is one, is the deviation of NAME
+    columns: dict[str, Column]  # that are shown
+    caption: str
 
 
-def means(values: list[float], name: str) -> dict[str, float]:
-    """The cells NAME and NAME_sd: mean and deviation over seeds."""
-    return {name: float(np.mean(values)), f"{name}_sd": float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")}
+class Picture(NamedTuple):
+    figure: Callable[..., Figure]
+    content: tuple[object, ...]  # that it is drawn of
+    caption: str
+
+
+def means(found: Sequence[Found], key: str, name: str = "") -> dict[str, float]:
+    """The cells NAME and NAME_sd, or of the key itself: mean and deviation over seeds, of those that have the number."""
+    values, name = [each.numbers[key] for each in found if key in each.numbers], name or key
+    if not values:
+        return {}
+    return {name: float(np.mean(values)), f"{name}_sd": float(np.std(values, ddof=1)) if len(values) > 1 else np.nan}
 
 
 def shown(table: Table) -> pd.DataFrame:
-    """The table as texts; its columns have a heading and a title."""
-    frame, columns = table
-    texts: dict[tuple[str, str], list[str]] = {}
-    for name, column in columns.items():
+    """The table as texts; each column has a heading and a title."""
+    frame, texts = table.frame, {}
+    for name, column in table.columns.items():
         if name in frame and frame[name].notna().any():
             unsure = frame.get(f"{name}_sd", pd.Series(np.nan, frame.index))
-            texts[column.group, column.title] = [cell(*each, column) for each in zip(frame[name], unsure, strict=True)]
+            texts[column.heading, column.title] = [cell(*each, column) for each in zip(frame[name], unsure, strict=True)]
     return pd.DataFrame(texts)
 
 
@@ -49,55 +60,66 @@ def cell(value: Any, deviation: float, column: Column) -> str:
     """One value as text."""
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
-    if pd.isna(value):
-        return "–"
-    if not isinstance(value, float):
-        return str(value)
-    scale, places = column.scale, column.places
-    if places < 0:  # a power of ten says it all
-        return f"{value:.0e}"
-    return f"{scale * value:.{places}f}" + ("" if pd.isna(deviation) else f" ± {scale * deviation:.{places}f}")
+    if pd.isna(value) or not isinstance(value, float):
+        return "–" if pd.isna(value) else str(value)
+    texts = [f"{column.scale * number:.{column.places}f}" for number in (value, deviation) if not pd.isna(number)]
+    return " ± ".join(texts)
 
 
 def markdown(table: Table) -> str:
     """A table in Markdown."""
     cells = shown(table).replace(r"\|", "/", regex=True)
-    titles = [f"{group}: {title}" if group else title for group, title in cells]
+    titles = [": ".join(filter(None, column)) for column in cells]
     lines = [titles, ["---"] * len(titles), *cells.to_numpy().tolist()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def html(table: Table) -> str:
     """A table in HTML."""
-    cells = shown(table)
-    if not any(group for group, _ in cells):
-        cells.columns = cells.columns.droplevel(0)
-    return cells.to_html(index=False, border=0, classes="study")
+    return shown(table).to_html(index=False, border=0, classes="study")
 
 
-def write(folder: Path, page: dict[str, Any], tables: dict[str, Table], figures: dict[str, Drawing]) -> None:
-    """A study's folder: each table as CSV, Markdown and HTML, each figure as PNG, and `page` as study.json.
+def write(
+    root: Path,
+    name: str,
+    used: Sequence[Found],
+    tables: dict[str, Table],
+    pictures: dict[str, Picture],
+    *,
+    commands: dict[str, str] = COMMANDS,
+    missing: Sequence[str] = (),
+    claims: Sequence[dict[str, str]] = (),
+) -> None:
+    """Write reports/study/<name>/: tables as CSV, Markdown and HTML, figures as PNG, and what the page says in study.json.
 
-    The old folder, if there is one, gives way when all of it is written, and stays where it cannot be.
+    The old folder, where there is one, gives way once all of it is written, and stays where that fails.
     """
-    scratch = folder.parent.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    folder = root / "reports/study" / name
+    scratch = folder.parent.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
     old = scratch.with_suffix(".old")
     try:
-        for name, table in tables.items():
-            write_text(scratch / f"{name}.csv", table[0].round(6).to_csv(index=False))
-            write_text(scratch / f"{name}.md", markdown(table))
-            write_text(scratch / f"{name}.html", html(table))
-        for name, (figure, content) in figures.items():
-            draw(scratch / f"{name}.png", figure, *content)
+        for stem, table in tables.items():
+            write_text(scratch / f"{stem}.csv", table.frame.round(6).to_csv(index=False))
+            write_text(scratch / f"{stem}.md", markdown(table))
+            write_text(scratch / f"{stem}.html", html(table))
+        for stem, picture in pictures.items():
+            draw(scratch / f"{stem}.png", picture.figure, *picture.content)
+        page = {
+            "name": name,
+            "missing": list(missing),
+            "stale": [f"{each.point}, seed {each.seed}: other {each.stale}" for each in used if each.stale],
+            "commands": commands,
+            "tables": {stem: table.caption for stem, table in tables.items()},
+            "figures": {stem: picture.caption for stem, picture in pictures.items()},
+            "claims": list(claims),
+        }
         write_json(scratch / "study.json", page)
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists():
             folder.rename(old)
         scratch.rename(folder)
-    except BaseException:
+    finally:
         if old.exists() and not folder.exists():
             old.rename(folder)
-        raise
-    finally:
         for rest in (scratch, old):
             shutil.rmtree(rest, ignore_errors=True)

@@ -81,16 +81,16 @@ def of_run(records: Sequence[Mapping[str, float]], dim: int) -> Verdict:
     return judge(**seen, dim=dim)
 
 
-def words(verdict: Verdict, record: Mapping[str, float], *, stop_gradient: bool = True) -> str:
-    """One line: what was seen (in `record`), what it means, and what to try. Without stop-gradient a collapse is no surprise."""
-    seen = f"z_std {record['z_std']:.3f} (1 is an even spread), RankMe {record['rankme']:.1f}, first direction {record['first_share']:.1%}"
-    remedy = "try a larger batch_size, a smaller lr or a larger latent_dim" if stop_gradient else "stop_gradient is off"
+def words(verdict: Verdict, record: Mapping[str, float]) -> str:
+    """One line for a user: what was seen (in `record`: loss, z_std, rankme, first_share), what it means, what to try."""
+    seen = f"z_std {record['z_std']:.2f}, first direction {record['first_share']:.1%}, RankMe {record['rankme']:.1f}"
+    remedy = "it comes of stop_gradient: false, too small a batch_size or latent_dim, or too large an lr"
     return {
-        "healthy": f"the latent is healthy: {seen}",
-        "collapsed to a point": f"COLLAPSED to a point, all images have nearly the same latent: {seen}; {remedy}",
-        "collapsed onto one direction": f"COLLAPSED onto one direction, latents differ in little but sign: {seen}; {remedy}",
-        "views too alike": f"the views are too alike, predicting one from the other is easy: loss {record['loss']:.3f}, but the "
-        f"latent is healthy: {seen}; try stronger augmentation, such as a smaller crop_scale or more jitter",
+        "healthy": f"the latent is healthy ({seen})",
+        "collapsed to a point": f"COLLAPSED to a point: all images have nearly the same latent ({seen}); {remedy}",
+        "collapsed onto one direction": f"COLLAPSED onto one direction: latents hardly differ but in sign ({seen}); {remedy}",
+        "views too alike": f"VIEWS TOO ALIKE: the latent is healthy ({seen}), but a loss of {record['loss']:.3f} leaves little "
+        "to learn; try stronger augmentation: a smaller crop_scale, more jitter",
     }[verdict]
 
 

@@ -72,7 +72,7 @@ def curves_figure(pretraining: pd.DataFrame, finetuning: pd.DataFrame) -> Figure
         axes.set(title=title, xlabel="epoch", ylabel=label, xlim=(0, None))
     spread.axhline(1, color="#717581", linestyle="--", linewidth=1)
     spread.set_ylim(0, max(1.1, float(pretraining["z_std"].max()) * 1.05))
-    rank.set_ylim(0, None)
+    rank.set_ylim(0, 1.1 * float(pretraining["rankme"].max()))
     for start, colour, style in (("encoder", COLOURS[4], "-"), ("scratch", COLOURS[8], "--")):
         rows = finetuning[finetuning["start"] == start]
         tuned.plot(rows["epoch"], rows["top1"], style, marker=".", markersize=4, color=colour, label=f"from {start}")
@@ -204,7 +204,7 @@ def neighbours_figure(
     rows, columns = next(iter(neighbours.values()))[1].shape
     # A column for the test image, and for each space an empty one and one for each neighbour.
     widths = [1.0] + len(neighbours) * [0.3, *columns * [1.0]]
-    figure = Figure(figsize=(1.0 * sum(widths), 1.35 * rows + 1.3), layout="constrained")
+    figure = Figure(figsize=(0.8 * sum(widths), 1.2 * rows + 1.1), layout="constrained")
     grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
     for row in range(rows):
         picture(grid[row][0], queries[row], classes[labels[row]], "black")

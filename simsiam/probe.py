@@ -29,6 +29,7 @@ class Probe:
     weight: NDArray[np.float32]  # (classes, d)
     bias: NDArray[np.float32]  # (classes,)
     l2: float  # the strength that was chosen on the held-out slice
+    whitened: bool  # whether it weighs on the weights of whitened features, also as the slice said
     held_out: dict[float, float]  # strength -> top-1 on the slice, trained without it, for each that was tried
     loss: float  # mean cross-entropy of all training images at the end, nats, penalty not counted
     gradient_norm: float  # and the gradient's largest component, see `fit`
@@ -52,11 +53,13 @@ def linear_probe(
 ) -> Probe:
     """Logistic regression of labels (N,), all below `classes`, on features (N, d), solved to its optimum.
 
-    It is what minimises mean cross-entropy + l2 / 2 * |W|^2, where W are the weights of the features standardised by their
-    own mean and deviation and the intercept is free: scikit-learn's StandardScaler with LogisticRegression(C=1 / (N * l2)).
-    l2 is the one of `l2s` with the lowest loss on `held_out` of the examples after a fit to the others, of equals the
-    strongest; the loss, because top-1 is too coarse on the 50 examples of a small slice. A choice at the edge of `l2s`, or
-    a fit that stops short of the optimum, is a warning on stderr. Raises UserError for features that are not finite.
+    It minimises mean cross-entropy + l2 / 2 * |W|^2 with a free intercept. W are the weights of the features standardised
+    by their own mean and deviation: scikit-learn's StandardScaler, then LogisticRegression(C=1 / (N * l2)); or of whitened
+    ones: PCA(whiten=True) instead. The first is right where dimensions mean something and labels are few, the second does
+    not see how the dimensions were mixed. Which, and how strong, is what has the lowest loss on `held_out` of the examples
+    after a fit to the others; of equals the first, and the strongest. The loss, because top-1 is too coarse on a slice of 50.
+    A choice at the edge of `l2s`, or a fit that stops short of the optimum, is a warning on stderr. Raises UserError for
+    features that are not finite.
     """
     kept, held = split(labels, held_out, seed)
     order = np.concatenate([kept, held])
@@ -64,31 +67,40 @@ def linear_probe(
     x, y = _rotate(features, order, centre, axes, device), torch.from_numpy(labels[order]).to(device)
     sizes = [len(kept), len(held)]
     (x_kept, x_held), (y_kept, y_held) = x.split(sizes), y.split(sizes)
-    fits: dict[float, Fit] = {}
-    losses: dict[float, float] = {}
-    accuracies: dict[float, float] = {}
+    # A direction that varies next to nothing is not whitened: rounding would become as large as the rest.
+    metrics = {False: np.ones_like(variances), True: np.maximum(variances, 1e-9 * variances.max() or 1)}
+    fits: dict[tuple[bool, float], Fit] = {}
+    losses: dict[tuple[bool, float], float] = {}
+    accuracies: dict[tuple[bool, float], float] = {}
 
-    def attempt(l2: float, start: Tensor | None) -> float:
-        fits[l2] = fit(x_kept, y_kept, variances, classes=classes, l2=l2, start=start, tolerance=LOOSE)
-        scores = _logits(fits[l2].weight, x_held).T
-        losses[l2] = F.cross_entropy(scores, y_held).item()
-        accuracies[l2] = top_k(scores.cpu().numpy(), labels[held], 1)
-        return losses[l2]
+    def attempt(way: tuple[bool, float], near: tuple[bool, float] | None) -> float:
+        whiten, l2 = way
+        start = fits[near].weight if near else None
+        fits[way] = fit(x_kept, y_kept, variances, l2 * metrics[whiten], classes=classes, start=start, tolerance=LOOSE)
+        scores = _logits(fits[way].weight, x_held).T
+        losses[way] = F.cross_entropy(scores, y_held).item()
+        accuracies[way] = top_k(scores.cpu().numpy(), labels[held], 1)
+        return losses[way]
 
     # Along the strengths the loss on the slice falls, then rises: go from the middle to where it no longer falls.
     grid = sorted(l2s)
-    middle = at = len(grid) // 2
-    best = attempt(grid[at], None)
-    while at > 0 and attempt(grid[at - 1], fits[grid[at]].weight) < best - TIE:
-        at, best = at - 1, losses[grid[at - 1]]
-    while middle <= at < len(grid) - 1 and attempt(grid[at + 1], fits[grid[at]].weight) <= best + TIE:
-        at, best = at + 1, min(best, losses[grid[at + 1]])
-    chosen = max(l2 for l2 in losses if losses[l2] <= best + TIE)
+    middle = len(grid) // 2
+    for whiten in (False, True):
+        ways = [(whiten, l2) for l2 in grid]
+        at = middle
+        best = attempt(ways[at], min(losses, key=losses.__getitem__, default=None))
+        while at > 0 and attempt(ways[at - 1], ways[at]) < best - TIE:
+            at, best = at - 1, losses[ways[at - 1]]
+        while middle <= at < len(ways) - 1 and attempt(ways[at + 1], ways[at]) <= best + TIE:
+            at, best = at + 1, min(best, losses[ways[at + 1]])
+    best = min(losses.values())
+    chosen = min((way for way in losses if losses[way] <= best + TIE), key=lambda way: (way[0], -way[1]))
+    whiten, l2 = chosen
     # At the strong end there is nothing to look for beyond a classifier that knows no more than the classes' shares.
     learned = entr(np.bincount(labels[kept]) / len(kept)).sum() - fits[chosen].loss
-    if chosen == grid[0] or (chosen == grid[-1] and learned > TIE):
-        print(f"warning: {name}: l2 {chosen:g} is at the edge of what was tried: the best may lie beyond", file=sys.stderr)
-    last = fit(x, y, variances, classes=classes, l2=chosen, start=fits[chosen].weight, tolerance=TIGHT)
+    if l2 == grid[0] or (l2 == grid[-1] and learned > TIE):
+        print(f"warning: {name}: l2 {l2:g} is at the edge of what was tried: the best may lie beyond", file=sys.stderr)
+    last = fit(x, y, variances, l2 * metrics[whiten], classes=classes, start=fits[chosen].weight)
     if not last.converged:
         print(
             f"warning: {name}: not at the optimum after {last.iterations} iterations (gradient {last.gradient_norm:.1e})",
@@ -97,7 +109,8 @@ def linear_probe(
     solution = last.weight.cpu().numpy()
     weight = (solution[:, :-1] @ axes.T).astype(np.float32)
     bias = solution[:, -1] - weight.astype(np.float64) @ centre  # of the rounded weights: far from 0, their rounding counts
-    return Probe(weight, bias.astype(np.float32), chosen, accuracies, last.loss, last.gradient_norm, last.iterations)
+    tried = {way[1]: top1 for way, top1 in accuracies.items() if way[0] == whiten}
+    return Probe(weight, bias.astype(np.float32), l2, whiten, tried, last.loss, last.gradient_norm, last.iterations)
 
 
 @dataclass(frozen=True)
@@ -115,23 +128,22 @@ def fit(
     x: Tensor,
     labels: Tensor,
     variances: Doubles,
+    penalties: Doubles,
     *,
     classes: int,
-    l2: float,
     start: Tensor | None = None,
     tolerance: float = TIGHT,
 ) -> Fit:
     """Multinomial logistic regression of labels (N,) on uncorrelated x (N, d) with `variances` (d,), by L-BFGS.
 
-    Minimises mean cross-entropy + l2 / 2 * |weight|^2, the intercept free. The optimiser sees each weight divided by
-    (p (1 - p) * variance + l2)^-1/2 at p = 1 / classes, so that the curvature is about 1 in every direction, and some dozen
-    iterations do whatever the features are. It has converged where no component of the gradient by these exceeds
-    `tolerance`; the loss is then about as far above its minimum as half the squared length of that gradient.
+    Minimises mean cross-entropy + sum of penalties / 2 * weight^2, penalties (d,), with a free intercept. The optimiser sees
+    each weight divided by (p (1 - p) * variance + penalty)^-1/2 at p = 1 / classes: the curvature is then about 1 in every
+    direction, and some dozen iterations do whatever the features are. It has converged where no component of the gradient
+    by these exceeds `tolerance`.
     """
     curvature = (classes - 1) / classes**2
-    scale = torch.from_numpy(np.append(curvature * variances + l2, curvature) ** -0.5).to(x.device)
-    penalty = l2 * scale**2
-    penalty[-1] = 0
+    scale = torch.from_numpy(np.append(curvature * variances + penalties, curvature) ** -0.5).to(x.device)
+    penalty = torch.from_numpy(np.append(penalties, 0)).to(x.device) * scale**2
     each = torch.arange(len(x), device=x.device)
     if start is None:
         start = torch.zeros(classes, len(scale), dtype=torch.float64, device=x.device)

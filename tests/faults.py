@@ -46,12 +46,22 @@ CALLS = {
 }
 OLD = b'{"old": true}\n'
 TEXTS = {".csv", ".html", ".json", ".md", ".txt", ".yaml"}  # may hold times
-# A stage as `python -m` starts it, with scratch files that have the same names in every run.
+# A stage as `python -m` starts it, in which scratch files have the same names and everything takes the same time in every
+# run; the libraries imported first keep the true time. What it puts in place is kept in a folder, if one is named.
 STAGE = """
-import itertools, runpy, secrets, sys
+import itertools, os, queue, runpy, secrets, shutil, subprocess, sys, threading, time
+ticks = itertools.count()
+time.monotonic = lambda: float(next(ticks))
+stage, versions = sys.argv[1:]
+del sys.argv[1:]
+if versions:
+    replace, number = os.replace, itertools.count()
+    os.replace = lambda source, target: (
+        shutil.copy(source, f"{versions}/{next(number)}{os.path.splitext(target)[1]}"), replace(source, target)
+    )
 count = itertools.count()
 secrets.token_hex = lambda size=8: f"{next(count):0{2 * size}x}"
-runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+runpy.run_module(stage, run_name="__main__", alter_sys=True)
 """
 
 
@@ -61,7 +71,7 @@ class Call:
 
     name: str
     path: str  # of the file that it makes or changes, relative to the repository
-    given: str  # how strace knows it: the path that the program gave, or "" for an open file
+    given: str  # the path that strace sees first, with CLONE for the repository's
     nth: int
 
     def __str__(self) -> str:
@@ -74,9 +84,9 @@ def stages() -> list[str]:
     return [found[1] for command in commands if (found := re.fullmatch(r"python -m (\S+)", command))]
 
 
-def run(stage: str, clone: Path, *strace: str) -> subprocess.CompletedProcess[str]:
-    """Run a stage, under strace with these options if there are any."""
-    command = [sys.executable, "-c", STAGE, stage]
+def run(stage: str, clone: Path, *strace: str, versions: Path | str = "") -> subprocess.CompletedProcess[str]:
+    """Run a stage, under strace with these options if there are any. `versions` gets all that it puts in place."""
+    command = [sys.executable, "-c", STAGE, stage, str(versions)]
     if strace:
         command = [
             "strace",
@@ -115,9 +125,9 @@ def calls(stage: str, clone: Path) -> list[Call]:
             continue
         if (name == "openat" and "O_CREAT" not in rest) or "EEXIST" in rest:  # it makes nothing
             continue
-        seen[name, paths[0]] += 1
-        path = str(place.relative_to(clone))
-        found.append(Call(name, path, "" if opened else paths[0], seen[name, paths[0]]))
+        given = paths[0].replace(str(clone), "CLONE")
+        seen[name, given] += 1
+        found.append(Call(name, str(place.relative_to(clone)), given, seen[name, given]))
     return found
 
 
@@ -137,49 +147,36 @@ def copy(source: Path, target: Path) -> None:
 
 
 def content(clone: Path) -> dict[str, str]:
-    """A digest of each file that git does not have; of texts without the numbers, some of which are times."""
-    found = {}
-    for path in sorted(clone.rglob("*")):
-        name = str(path.relative_to(clone))
-        if path.is_symlink():
-            found[name] = os.readlink(path)
-        elif path.is_file() and path.name != "lock" and not name.startswith(".git/") and "__pycache__" not in name:
-            text = path.suffix in TEXTS
-            found[name] = sha256(re.sub(rb"[0-9.e+-]+", b"0", path.read_bytes())) if text else sha256_file(path)
-    return found
+    """A digest of each file that git does not have."""
+    files = [path for path in sorted(clone.rglob("*")) if path.is_file() and not {".git", "__pycache__"} & set(path.parts)]
+    return {str(path.relative_to(clone)): digest(path) for path in files}
 
 
-def wrong(
-    result: subprocess.CompletedProcess[str], clone: Path, before: dict[str, str], after: dict[str, str]
-) -> Iterator[str]:
-    """What is not as it should be after a call failed; `before` and `after` are the content around a good run."""
+def digest(path: Path) -> str:
+    """SHA-256; of texts without the numbers, some of which are times."""
+    return sha256(re.sub(rb"[0-9.e+-]+", b"0", path.read_bytes())) if path.suffix in TEXTS else sha256_file(path)
+
+
+def outputs(found: dict[str, str]) -> dict[str, str]:
+    """Of a content what is not in the checkpoint store, where a resumed training does not leave the same."""
+    return {name: value for name, value in found.items() if not name.startswith(".checkpoints/")}
+
+
+def wrong(result: subprocess.CompletedProcess[str], clone: Path, before: dict[str, str], good: set[str]) -> Iterator[str]:
+    """What is not as it should be after a call failed. before: the content of then. good: digests of what a good run makes."""
     if "(INJECTED)" not in Path(f"{clone}.trace").read_text():
         yield "the call was not reached"
         return
     lines = [line for line in re.split(r"[\r\n]+", result.stderr) if line.startswith("error: ")]
     if result.returncode <= 0 or len(lines) != 1 or "Traceback" in result.stderr:
         yield f"it ended with {result.returncode} and said: {result.stderr.strip()[-2000:]}"
-    for name, digest in content(clone).items():
-        if name.endswith(".tmp"):
+    found = content(clone)
+    for name, value in found.items():
+        if name.endswith((".tmp", ".damaged")):
             yield f"{name} is left"
-        elif name.startswith(".checkpoints/"):
-            if not whole(clone / name):
-                yield f"{name} is torn"
-        elif digest not in (before.get(name), after.get(name)):
+        elif value != before.get(name) and value not in good:
             yield f"{name} is torn"
-    yield from (f"{name} is gone" for name in before if not (clone / name).exists())
-
-
-def whole(path: Path) -> bool:
-    """Whether a file of the checkpoint store is what its name says, or JSON."""
-    if digest := re.fullmatch(r"\d+-([0-9a-f]+)\.pt", path.name):
-        return sha256_file(path).startswith(digest[1])
-    if path.suffix == ".json":
-        try:
-            json.loads(path.read_bytes())
-        except ValueError:
-            return False
-    return path.suffix != ".damaged"
+    yield from (f"{name} is gone" for name in before if name not in found)
 
 
 def attack(stage: str, start: Path, folder: Path, jobs: int) -> int:
@@ -194,11 +191,15 @@ def attack(stage: str, start: Path, folder: Path, jobs: int) -> int:
             (start / name).parent.mkdir(parents=True, exist_ok=True)
             (start / name).write_bytes(OLD)
     before = content(start)
-    traced = folder / "traced"
+    traced, versions = folder / "traced", folder / stage
+    versions.mkdir()
+    copy(start, traced)
+    run(stage, traced, versions=versions)
+    good = {*content(versions).values(), *content(traced).values()}
     copy(start, traced)
     found = calls(stage, traced)
     chosen = sample(found)
-    after = content(traced)
+    after = outputs(content(traced))
 
     clones: queue.Queue[Path] = queue.Queue()
     for number in range(jobs):
@@ -212,14 +213,14 @@ def attack(stage: str, start: Path, folder: Path, jobs: int) -> int:
         try:
             copy(start, clone)
             result = run(
-                stage, clone, "-P", call.given or str(clone / call.path), "-e", f"trace={call.name}",
+                stage, clone, "-P", call.given.replace("CLONE", str(clone)), "-e", f"trace={call.name}",
                 "-e", f"inject={call.name}:error={CALLS[call.name]}:when={call.nth}",
             )  # fmt: skip
-            problems = list(wrong(result, clone, before, after))
+            problems = list(wrong(result, clone, before, good))
             state = json.dumps(content(clone))
             if state not in recovered:
                 recovered.add(state)
-                again, made = run(stage, clone), content(clone)
+                again, made = run(stage, clone), outputs(content(clone))
                 different = [name for name in after.keys() | made.keys() if made.get(name) != after.get(name)]
                 if again.returncode or different:
                     problems.append(f"then it ended with {again.returncode}, {different} differ: {again.stderr[-2000:]}")

@@ -1,26 +1,50 @@
 """The training loop: the optimiser against a plain one, resume bit for bit, and how it ends when it has to."""
 
 import itertools
+import json
 import os
 import shutil
 import signal
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from simsiam.checkpoint import Store
-from simsiam.engine import COMPILE_FROM, Interrupted, Result, TrainSettings, resolve_compile, resolve_precision, train
+from simsiam.checkpoint import Store, fingerprint, open_store
+from simsiam.engine import (
+    COMPILE_FROM,
+    Diverged,
+    Interrupted,
+    Record,
+    Result,
+    StoreFor,
+    arithmetic,
+    resolve_compile,
+    resolve_precision,
+    train,
+)
 from simsiam.errors import UserError
+from simsiam.machine import machine
 from simsiam.schedule import cosine
 from simsiam.seeds import derive
-from tests.conftest import generator
+from simsiam.settings import Training
+from tests.conftest import but, generator
 
-SETTINGS = TrainSettings(epochs=3, batch_size=16, lr=0.5, momentum=0.9, weight_decay=1e-3, seed=5, precision="fp32")
+SETTINGS = Training(epochs=3, batch_size=16, momentum=0.9, weight_decay=1e-3, precision="fp32", compile="never")
+CPU = torch.device("cpu")
 X = torch.randn(70, 6, generator=generator())
 Y = X @ torch.randn(6, 1, generator=generator(1))
+
+
+def kept(folder: Path) -> StoreFor:
+    """Always the same place, whatever the training is."""
+    return lambda identity: nullcontext(Store(folder))
 
 
 class Watched:
@@ -32,22 +56,23 @@ class Watched:
         nn.init.zeros_(self.model.bias)
         self.batches: list[list[int]] = []
         self.stop_at = self.nan_at = self.signal_at = -1
-        self.signal = signal.SIGTERM
+        self.signals = [signal.SIGTERM]
+        self.epochs: list[list[Record]] = []  # what on_epoch was given
 
     def __call__(self, network: nn.Module, batch: Tensor, random: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         self.batches.append(batch.tolist())
         if len(self.batches) == self.stop_at:
             raise RuntimeError("killed")
         if len(self.batches) == self.signal_at:
-            os.kill(os.getpid(), self.signal)
+            for number in self.signals:
+                os.kill(os.getpid(), number)
         noise = 0.01 * torch.randn(len(batch), 6, generator=random)
         loss = (network(X[batch] + noise) - Y[batch]).square().mean()
         return loss * (float("nan") if len(self.batches) == self.nan_at else 1), {"size": torch.tensor(float(len(batch)))}
 
-    def run(self, settings: TrainSettings = SETTINGS, store: Store | None = None) -> Result:
-        return train(
-            self.model, self, examples=len(X), settings=settings, device=torch.device("cpu"), name="test", store=store
-        )
+    def run(self, settings: Training = SETTINGS, **others: Any) -> Result:
+        given: dict[str, Any] = {"lr": 0.5, "seed": 5, "device": CPU, "name": "test", "on_epoch": self.epochs.append}
+        return train(self.model, self, examples=len(X), settings=settings, **given | others)
 
 
 def test_cosine() -> None:
@@ -62,9 +87,9 @@ def test_equals_a_loop_written_out(record_every: int, records: list[int], monkey
     result = ours.run()
     theirs = Watched()
     optimizer = torch.optim.SGD(theirs.model.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-3)
-    losses = []
+    losses, rates = [], [0.5 * 16 / 256 * cosine(step, 12) for step in range(12)]
     for step, batch in enumerate(ours.batches):
-        optimizer.param_groups[0]["lr"] = 0.5 * 16 / 256 * cosine(step, 12)
+        optimizer.param_groups[0]["lr"] = rates[step]
         loss, _ = theirs(theirs.model, torch.tensor(batch), generator(derive(5, 1, step, 0)))
         optimizer.zero_grad()
         loss.backward()
@@ -74,8 +99,12 @@ def test_equals_a_loop_written_out(record_every: int, records: list[int], monkey
     torch.testing.assert_close(ours.model.bias, theirs.model.bias, atol=1e-6, rtol=0)
     means = [sum(losses[start:end]) / (end - start) for start, end in itertools.pairwise([0, *records])]
     assert [record["loss"] for record in result.records] == pytest.approx(means, rel=1e-5)
+    assert [record["lr"] for record in result.records] == [rates[step - 1] for step in records]
     assert [record["step"] for record in result.records] == records
     assert [record["epoch"] for record in result.records] == [step / 4 for step in records]
+    assert all(record["size"] == 16 for record in result.records)
+    ends = [[record for record in result.records if record["step"] <= 4 * epoch] for epoch in (1, 2, 3)]
+    assert ours.epochs == ends
 
 
 def test_an_epoch_is_a_permutation_without_the_last_incomplete_batch() -> None:
@@ -85,6 +114,14 @@ def test_an_epoch_is_a_permutation_without_the_last_incomplete_batch() -> None:
     assert len(watched.batches) == 12
     assert all(len(set(epoch)) == 64 and set(epoch) <= set(range(70)) for epoch in epochs)
     assert epochs[0] != epochs[1]
+
+
+def test_a_seed_decides_order_and_noise() -> None:
+    one, two, other = Watched(), Watched(), Watched()
+    one.run()
+    two.run()
+    other.run(seed=6)
+    assert one.batches == two.batches != other.batches and torch.equal(one.model.weight, two.model.weight)
 
 
 def test_a_constant_learning_rate_stays_at_the_peak() -> None:
@@ -100,11 +137,13 @@ def test_a_constant_learning_rate_stays_at_the_peak() -> None:
         steps.append((model.falling.item(), model.constant.weight.item()))
         return model.falling.sum() + model.constant.weight.sum(), {}  # a gradient of 1 everywhere
 
-    settings = TrainSettings(epochs=2, batch_size=16, lr=1.6, momentum=0.0, weight_decay=0.0, seed=0, precision="fp32")
-    train(model, loss_of, examples=64, settings=settings, device=torch.device("cpu"), name="t", constant_lr=model.constant)
+    settings = but(SETTINGS, epochs=2, momentum=0.0, weight_decay=0.0)
+    train(
+        model, loss_of, examples=64, settings=settings, lr=1.6, seed=0, device=CPU, name="t", constant_lr=model.constant
+    )
     falling, constant = zip(*steps, strict=True)
-    assert [a - b for a, b in zip(constant, constant[1:], strict=False)] == pytest.approx([0.1] * 7, abs=1e-6)
-    moved = [a - b for a, b in zip(falling, falling[1:], strict=False)]
+    assert [a - b for a, b in itertools.pairwise(constant)] == pytest.approx([0.1] * 7, abs=1e-6)
+    moved = [a - b for a, b in itertools.pairwise(falling)]
     assert moved == pytest.approx([0.1 * cosine(n, 8) for n in range(7)], abs=1e-6)
 
 
@@ -112,26 +151,35 @@ def test_a_constant_learning_rate_stays_at_the_peak() -> None:
 def test_a_killed_run_ends_bit_for_bit_as_an_uninterrupted_one(
     tmp_path: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("simsiam.engine.SAVE_EVERY", 0.0)  # a checkpoint after every step
+    monkeypatch.setattr("simsiam.engine.SAVE_EVERY", -1.0)  # a checkpoint after every step
     monkeypatch.setattr("simsiam.engine.RECORD_EVERY", 2)
-    whole = Watched()
-    expected = whole.run()
-    killed, resumed = Watched(), Watched()
+    whole, killed, resumed = Watched(), Watched(), Watched()
+
+    def watching(watched: Watched) -> Callable[[Record], Record]:
+        """A number of the weights and of the record, which only the session that makes the record can know."""
+        return lambda record: {"weight": watched.model.weight.abs().sum().item() + record["loss"]}
+
+    expected = whole.run(watch=watching(whole))
     killed.stop_at = stop_at
     with pytest.raises(RuntimeError, match="killed"):
-        killed.run(store=Store(tmp_path))
-    result = resumed.run(store=Store(tmp_path))
+        killed.run(store_for=kept(tmp_path), watch=watching(killed))
+    result = resumed.run(store_for=kept(tmp_path), watch=watching(resumed))
     assert len(resumed.batches) == 12 - (stop_at - 1)
     assert torch.equal(whole.model.weight, resumed.model.weight)
-    assert result.records == expected.records
+    assert result.records == expected.records and len({record["weight"] for record in result.records}) == 6
+    assert resumed.epochs[-1] == expected.records
+    # What was known before is told at once, for a curve that starts where it was.
+    assert stop_at == 1 or resumed.epochs[0] == [record for record in expected.records if record["step"] < stop_at]
 
 
-def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
+def test_a_finished_training_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Watched(), Watched()
-    expected = first.run(store=Store(tmp_path))
-    result = second.run(store=Store(tmp_path))
+    expected = first.run(store_for=kept(tmp_path))
+    monkeypatch.setattr("simsiam.engine.machine", lambda: {"device": "another"})
+    result = second.run(store_for=kept(tmp_path))
     assert second.batches == [] and torch.equal(first.model.weight, second.model.weight)
-    assert result.records == expected.records
+    assert result.records == expected.records and result.machine == expected.machine
+    assert second.epochs == [expected.records]
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -139,53 +187,198 @@ def test_a_signal_saves_and_says_so(tmp_path: Path, number: signal.Signals, exit
     before = signal.getsignal(number)
     whole, stopped, resumed = Watched(), Watched(), Watched()
     whole.run()
-    stopped.signal_at, stopped.signal = 6, number
-    with pytest.raises(Interrupted, match="step 6 of 12, saved") as caught:
-        stopped.run(store=Store(tmp_path))
+    stopped.signal_at, stopped.signals = 6, [number]
+    with pytest.raises(Interrupted, match="step 6 of 12, saved; the same command goes on") as caught:
+        stopped.run(store_for=kept(tmp_path))
     assert caught.value.exit_code == exit_code
-    resumed.run(store=Store(tmp_path))
+    assert signal.getsignal(number) == before
+    resumed.run(store_for=kept(tmp_path))
     assert len(resumed.batches) == 6 and torch.equal(whole.model.weight, resumed.model.weight)
     assert signal.getsignal(number) == before
+
+
+def test_without_a_store_a_signal_says_that_nothing_is_saved() -> None:
+    watched = Watched()
+    watched.signal_at = 6
+    with pytest.raises(Interrupted, match="step 6 of 12, nothing of it was saved"):
+        watched.run()
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    watched = Watched()
+    watched.signal_at, watched.signals = 6, [signal.SIGINT, signal.SIGINT]
+    with pytest.raises(KeyboardInterrupt):
+        watched.run(store_for=kept(tmp_path))
+    assert signal.getsignal(signal.SIGINT) == before and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM, signal.SIGTERM], [signal.SIGTERM, signal.SIGINT]])
+def test_a_second_signal_of_another_kind_still_saves(tmp_path: Path, signals: list[signal.Signals]) -> None:
+    """DVC and a terminal may each send one."""
+    watched = Watched()
+    watched.signal_at, watched.signals = 6, signals
+    with pytest.raises(Interrupted, match="saved"):
+        watched.run(store_for=kept(tmp_path))
+    assert [path.name[:8] for path in tmp_path.iterdir()] == ["00000006"]
+
+
+def test_an_epoch_s_end_that_cannot_be_told_loses_no_step(tmp_path: Path) -> None:
+    """Its folder may be gone: what is to be saved is saved before."""
+    watched = Watched()
+    watched.signal_at = 8
+
+    def gone(records: list[Record]) -> None:
+        if len(records) == 2:
+            raise FileNotFoundError("the folder is gone")
+
+    with pytest.raises(FileNotFoundError):
+        watched.run(store_for=kept(tmp_path), on_epoch=gone)
+    state = Store(tmp_path).latest()
+    assert state and state["progress"]["step"] == 8 and len(state["progress"]["records"]) == 2
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(tmp_path: Path) -> None:
     watched = Watched()
     watched.nan_at = 7
-    with pytest.raises(UserError, match="nan at step 7: try a smaller lr"):
-        watched.run(store=Store(tmp_path))
+    with pytest.raises(Diverged, match="nan at step 7: try a smaller lr"):
+        watched.run(store_for=kept(tmp_path))
     assert not list(tmp_path.glob("*.pt"))  # nothing broken is kept
+
+
+def test_a_broken_step_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simsiam.engine.SAVE_EVERY", -1.0)
+    watched = Watched()
+    watched.nan_at = 7
+    with pytest.raises(Diverged):
+        watched.run(store_for=kept(tmp_path))
+    assert [path.name[:8] for path in sorted(tmp_path.iterdir())] == ["00000005", "00000006"]
 
 
 def test_more_than_the_data_in_a_batch_is_refused() -> None:
     with pytest.raises(UserError, match="batch_size is 71 but there are only 70"):
-        Watched().run(TrainSettings(1, 71, 0.1, 0.9, 0.0, 0))
+        Watched().run(but(SETTINGS, batch_size=71))
 
 
 def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
     for able, expected in (({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx2": True}, "fp32")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
-        assert resolve_precision("auto", cpu) == expected
-    assert resolve_precision("bf16", cpu) == "bf16"
+        assert resolve_precision("auto", CPU) == expected
+    assert resolve_precision("bf16", CPU) == "bf16" and resolve_precision("fp32", CPU) == "fp32"
+
+
+def test_a_gpu_s_fp32_is_called_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for able, auto in ((True, "bf16"), (False, "tf32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, able=able: able)
+        found = [resolve_precision(precision, torch.device("cuda")) for precision in ("auto", "fp32", "bf16")]
+        assert found == [auto, "tf32", "bf16"]
 
 
 def test_compiling_follows_the_length_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu, enough = torch.device("cpu"), COMPILE_FROM["cpu"]
+    enough = COMPILE_FROM["cpu"]
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/g++")
     monkeypatch.setattr(Path, "exists", lambda path: True)
-    assert resolve_compile("auto", cpu, enough) and not resolve_compile("auto", cpu, enough - 1)
-    assert resolve_compile("always", cpu, 1) and not resolve_compile("never", cpu, enough)
+    assert resolve_compile("auto", CPU, enough) and not resolve_compile("auto", CPU, enough - 1)
+    assert resolve_compile("always", CPU, 1) and not resolve_compile("never", CPU, enough)
+    monkeypatch.setattr("simsiam.parallel.size", lambda: 2)
+    assert not resolve_compile("auto", CPU, enough) and resolve_compile("always", CPU, 1)
+    monkeypatch.undo()
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert not resolve_compile("auto", cpu, enough)
+    assert not resolve_compile("auto", CPU, enough)
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/g++")
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # Python without its headers
+    assert not resolve_compile("auto", CPU, enough)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
-def test_a_compiled_training_is_the_same_training(tmp_path: Path) -> None:
+def test_a_compiled_training_is_the_same_training() -> None:
     eager, compiled = Watched(), Watched()
     expected = eager.run()
-    result = compiled.run(replace(SETTINGS, compile="always"))
+    result = compiled.run(but(SETTINGS, compile="always"))
     torch.testing.assert_close(compiled.model.weight, eager.model.weight, atol=1e-5, rtol=0)
     assert result.machine["compiled"] and not expected.machine["compiled"]
+
+
+def identity_of(settings: Training = SETTINGS, **others: Any) -> dict[str, Any]:
+    """What a training of these settings is identified by, without training."""
+    found: list[dict[str, Any]] = []
+
+    def store_for(identity: dict[str, Any]) -> nullcontext[None]:
+        found.append(identity)
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        Watched().run(settings, store_for=store_for, **others)
+    return found[0]
+
+
+def test_a_training_is_identified_by_all_that_it_depends_on() -> None:
+    ours = identity_of(about={"images": "digest"})
+    assert ours["images"] == "digest" and ours["training"] == SETTINGS.model_dump()
+    assert set(ours["arithmetic"]) == {"precision", "compiled", "units", "threads", "torch", "numpy"}
+    assert ours["arithmetic"]["torch"] == str(torch.__version__) and ours["arithmetic"]["numpy"] == np.__version__
+    json.dumps(ours)  # it is written for people, too
+
+    others = [identity_of(about={"images": "other"}), identity_of(lr=0.4), identity_of(seed=6)]
+    for change in ({"epochs": 4}, {"batch_size": 17}, {"momentum": 0.8}, {"weight_decay": 0.0}):
+        others.append(identity_of(but(SETTINGS, **change), about={"images": "digest"}))
+    assert len({fingerprint("simsiam.pretrain", identity) for identity in [ours, *others]}) == 8
+    assert identity_of(about={"images": "digest"}) == ours
+
+
+def test_a_training_is_identified_by_how_it_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resolved, not as it is asked for: `auto` is another training on another processor."""
+
+    def found() -> str:
+        return fingerprint("simsiam.pretrain", identity_of(but(SETTINGS, precision="auto", compile="auto")))
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    prints = [found()]
+    for name, value in (
+        ("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True}),
+        ("simsiam.engine.resolve_compile", lambda *_: True),
+        ("simsiam.engine.vector_units", lambda: "avx9"),
+        ("torch.get_num_threads", lambda: 77),
+        ("torch.__version__", "9.9.9"),
+        ("numpy.__version__", "9.9.9"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, value)
+            prints.append(found())
+    assert len(set(prints)) == len(prints) == 7 and found() == prints[0]
+
+
+def test_a_gpu_is_identified_by_its_name_and_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    found = arithmetic(but(SETTINGS, precision="auto"), torch.device("cuda"), 100)
+    assert (found["precision"], found["units"], found["threads"]) == ("bf16", "H100", 0)
+
+
+def test_a_training_that_was_killed_in_one_precision_is_not_gone_on_with_in_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simsiam.engine.SAVE_EVERY", -1.0)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    auto, store_for = but(SETTINGS, precision="auto"), partial(open_store, tmp_path, "simsiam.pretrain")
+    killed, other, again = Watched(), Watched(), Watched()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    killed.stop_at = 5
+    with pytest.raises(RuntimeError, match="killed"):
+        killed.run(auto, store_for=store_for)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+        assert other.run(auto, store_for=store_for).machine["precision"] == "bf16"
+    assert len(other.batches) == 12
+    assert again.run(auto, store_for=store_for).machine["precision"] == "fp32"
+    assert len(again.batches) == 8
+
+
+def test_the_machine_is_recorded_with_the_arithmetic() -> None:
+    result = Watched().run()
+    assert result.machine == machine() | arithmetic(SETTINGS, CPU, 64) | {"processes": 1}
+    assert result.machine["precision"] == "fp32" and result.machine["threads"] == torch.get_num_threads()
+    assert result.seconds > 0 and result.images_per_second > 0
 
 
 def test_derived_seeds_differ() -> None:

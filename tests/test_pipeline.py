@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from simsiam import code
-from simsiam.files import read_npz, write_json
+from simsiam.files import read_npz
 from tests.clones import ROOT, make_clone, run, set_params
 
 STAGES: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
@@ -104,7 +104,7 @@ def test_nothing_but_its_own_room_knows_simsiam_or_cifar10() -> None:
         found = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         found |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         found |= {str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant) and len(str(node.value)) < 40}
-        known = {word for word in found if words.search(word)}
+        known = {word for word in found - {"cifar"} if words.search(word)}  # "cifar" is a stem
         assert known <= {"cifar10"} if path.name == "download.py" else not known, f"{path}: {known}"
 
 
@@ -141,11 +141,10 @@ def test_the_pipeline_leaves_every_contracted_number(clone: Path) -> None:
         content = json.loads(path.read_text())
         assert list(content) == [path.stem]
         metrics |= content
-    fractions = [
-        "linear_eval.backbone.top1", "linear_eval.backbone.top5", "linear_eval.latent.top1", "linear_eval.random_backbone.top1",
-        "linear_eval.random_latent.top1", "finetune.top1", "finetune.top5", "finetune.scratch.top1", "embed.knn.backbone",
-        "embed.knn.latent", "embed.knn.random_backbone", "embed.knn.random_latent", "embed.precision_at_8.backbone",
-    ]  # fmt: skip
+    spaces = ("backbone", "latent", "random_backbone", "random_latent")
+    fractions = [f"linear_eval.{space}.{score}" for space in spaces for score in ("top1", "top5")]
+    fractions += [f"embed.knn.{space}" for space in spaces] + [f"embed.precision_at_8.{space}" for space in spaces]
+    fractions += ["finetune.top1", "finetune.top5", "finetune.scratch.top1"]
     others = [
         "embed.collapse.z_std",
         "embed.rankme.random_latent",
@@ -193,10 +192,11 @@ def test_nothing_runs_twice_and_only_what_changed_runs_again(clone: Path) -> Non
         ({"recipes__laptop__finetune__weight_decay": 0.0}, {"finetune"}),
         ({"stop_gradient": False}, {"pretrain"}),
         ({"data__source": "npm"}, {"download"}),
+        ({"ablation__studies__dimension__seeds": [0, 1]}, set()),
         ({"report__title": "Another"}, {"report"}),
     ):
         set_params(clone, **changes)
-        assert stale(clone) == expected
+        assert stale(clone) == expected | {"check"}  # which reads all of params.yaml
         (clone / "params.yaml").write_text(before)
 
 
@@ -206,7 +206,7 @@ def test_a_new_perplexity_runs_project_and_report(clone: Path) -> None:
     plan = run("dvc", "repro", "--dry", at=clone).stdout
     ran = set(re.findall(r"Running stage '(\w+)'", plan))
     (clone / "params.yaml").write_text(before)
-    assert ran == {"project"}  # and then report, whose dependencies it writes; nothing else depends on those
+    assert ran == {"check", "project"}  # and then report, whose dependencies it writes; nothing else depends on those
     readers = {name for name, stage in STAGES.items() if set(stage["deps"]) & set(written("project"))}
     assert readers == {"report"} and not any(set(stage["deps"]) & set(written("report")) for stage in STAGES.values())
 
@@ -221,23 +221,24 @@ def test_metrics_and_plots_are_readable(clone: Path) -> None:
     assert "Pretraining z_std" in page and "backbone_tsne_1" in page and "#3f90da" in page
 
 
-def test_the_page_has_the_study(clone: Path) -> None:
-    folder, picture = clone / "reports/study/laptop", (clone / "reports/figures/maps.png").read_bytes()
-    folder.mkdir(parents=True)
-    claim = {key: f"the {key} <of> it" for key in ("name", "claim", "where", "rule", "finding", "command")}
-    study = {"recipe": "laptop", "claims": [claim | {"value": 0.5, "verdict": "does not hold"}]}
-    write_json(folder / "study.json", study | {"commands": {"all": "dvc x", "figure_1": "dvc y", "table_1": "dvc z"}})
-    (folder / "figure_1.png").write_bytes(picture)
-    (folder / "table_1.html").write_text("<table><tr><td>34.1</td></tr></table>")
-    before = (clone / "params.yaml").read_text()
-    set_params(clone, linear_eval__epochs=77)
-    run("python", "-m", "ablation.page", at=clone)
-    (clone / "params.yaml").write_text(before)
-    page = (clone / "reports/index.html").read_text()
-    assert "  epochs: 3\n" in page and "  epochs: 77\n" not in page  # what ran, not what would run next
-    assert page.count("data:image/webp;base64,") == 10 and "<td>34.1</td>" in page and "dvc y" in page and "dvc z" in page
-    assert 'class="does-not-hold">does not hold' in page and "the finding &lt;of&gt; it" in page
-    shutil.rmtree(folder)
+def test_an_edited_comment_runs_nothing_and_an_edited_formula_what_it_must(clone: Path) -> None:
+    probe, plots = clone / "simsiam/probe.py", clone / "simsiam/plots.py"
+    before = probe.read_text(), plots.read_text()
+    probe.write_text(before[0] + "# a remark\n")
+    plots.write_text('"""Another docstring."""\n' + before[1])
+    plan = run("dvc", "repro", at=clone).stdout
+    assert re.findall(r"Running stage '(\w+)'", plan) == ["check"]
+    probe.write_text(before[0] + "another = 1\n")
+    run("dvc", "repro", "check", at=clone)
+    assert stale(clone) == {"linear_eval"}
+    plots.write_text(before[1] + "another = 1\n")
+    run("dvc", "repro", "check", at=clone)
+    drawing = {"embed", "linear_eval", "project", "explain", "report"}
+    assert stale(clone) == drawing  # and no training
+    probe.write_text(before[0])
+    plots.write_text(before[1])
+    run("dvc", "repro", "check", at=clone)
+    assert stale(clone) == set()
 
 
 @pytest.mark.parametrize(
@@ -245,6 +246,13 @@ def test_the_page_has_the_study(clone: Path) -> None:
     [
         ("recipe=desktop", "params.yaml: recipe is 'desktop': it should be 'laptop', 'report' or 'paper'"),
         ("recipes.laptop.pretrain.batch_size=401", "batch_size is 401 but there are only 400 images"),
+        ("+latentdim=32", "params.yaml: unknown key latentdim: allowed here are recipe, method, latent_dim"),
+        ("method=simklr", "params.yaml: method is 'simklr': it should be one of simsiam"),
+        (
+            "++recipes.laptop.methods.simsiam.predictor_lr=warm",
+            "predictor_lr is 'warm': it should be 'cosine' or 'constant'",
+        ),
+        ("ablation.points=8", "params.yaml: ablation.points is 8: it should be a valid dictionary"),
     ],
 )
 def test_bad_parameters_through_dvc(clone: Path, change: str, message: str) -> None:
@@ -254,12 +262,3 @@ def test_bad_parameters_through_dvc(clone: Path, change: str, message: str) -> N
     run("git", "checkout", "params.yaml", at=clone)
     set_params(clone, latent_dim=2)
     run("dvc", "checkout", "--force", "dvc.yaml", at=clone)
-
-
-def test_a_folder_without_git_is_told_what_to_do(tmp_path: Path) -> None:
-    shutil.copy(ROOT / "Makefile", tmp_path)
-    shutil.copy(ROOT / "requirements.txt", tmp_path)
-    (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv/installed").touch()
-    result = run("make", "repro", at=tmp_path, check=False)
-    assert result.returncode != 0 and "git init" in result.stdout

@@ -10,38 +10,37 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ablation.lind_bosch_hu.claims import ByDim, grid_of, having, judged, numbers
+from ablation.lind_bosch_hu.claims import ByDim, grid_of, having, judged
 from ablation.results import Found
-from ablation.tables import Column, Drawing, Table, means, write
+from ablation.tables import COMMANDS, Column, Picture, Table, means, write
 from simsiam.files import write_json
 from simsiam.plots import NETWORKS, class_legend, outline, picture, plane_figure, scatter
 from simsiam.report import published
 
 NAME = "lind_bosch_hu"
 SHAP_DIMS = (8, 32, 128)  # of the report's Figure 3
-TEXTS = {
-    "table_1": "Table 1: the latent dimension. Top-1 and top-5 on the test images in per cent, the report's beside ours.",
-    "table_2": "Table 2: stop-gradient. Top-1 and top-5 on the test images in per cent, the report's beside ours.",
-    "shap_mass": "Where the SHAP mass lies: shares of the quadrants in per cent (evenly: 25), and the mean distance from the middle in "
-    "pixels, with half of the 95 % interval over the images. Residual: how far the values are from adding up to the logits.",
-    "figure_1": "Figure 1: a latent of two dimensions, drawn as it is.",
-    "figure_2": "Figure 2: the largest latent on a plane. Distances between far clusters of a t-SNE map mean nothing.",
-    "figure_3": "Figure 3: SHAP values of the fine-tuned, the frozen and the random network. Under each block, how far the values are "
-    "from adding up to the logits.",
-}
 COLUMNS = {
     "latent_dim": Column("", "d"),
     "encoder": Column("", "encoder"),
     "stop_gradient": Column("", "stop-gradient"),
     "seeds": Column("", "seeds"),
-    "epochs": Column("", "epochs"),
+    "pretrain.epochs": Column("", "epochs", 1, 0),
     "top1": Column("head on the latent", "top-1", 100, 1),
     "top5": Column("head on the latent", "top-5", 100, 1),
-    "backbone_top1": Column("head on the backbone", "top-1", 100, 1),
-    "control_top1": Column("random encoder, or from scratch", "top-1", 100, 1),
+    "control": Column("random encoder, or from scratch", "top-1", 100, 1),
+    "backbone": Column("head on the backbone", "top-1", 100, 1),
     "published_top1": Column("the report", "top-1", 100, 1),
     "published_top5": Column("the report", "top-5", 100, 1),
     "published_epochs": Column("the report", "epochs", 1, 0),
+}
+MEASURED = {  # encoder -> column -> the number
+    "frozen": {
+        "top1": "linear_eval.latent.top1",
+        "top5": "linear_eval.latent.top5",
+        "control": "linear_eval.random_latent.top1",
+        "backbone": "linear_eval.backbone.top1",
+    },
+    "fine-tuned": {"top1": "finetune.top1", "top5": "finetune.top5", "control": "finetune.scratch.top1"},
 }
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 MASS_NETWORKS = {
@@ -51,132 +50,117 @@ MASS_NETWORKS = {
     "stock": "frozen, ReLUs used twice",
 }
 MASS_COLUMNS = {
-    "latent_dim": Column("", "d"),
-    "seed": Column("", "seed"),
-    "network": Column("", "network"),
+    **{name: Column("", title) for name, title in (("latent_dim", "d"), ("seed", "seed"), ("network", "network"))},
     **{place: Column("share of the mass (%)", place, 100, 1) for place in QUADRANTS},
     "radius": Column("", "distance from the middle", 1, 1),
-    "residual": Column("", "residual", 1, -1),
+    "residual": Column("", "residual", 1, 6),
 }
 
 
-def study(root: Path, found: list[Found], commands: dict[str, str]) -> None:
+def study(root: Path, found: list[Found]) -> None:
     """Write reports/study/lind_bosch_hu/ and the verdicts as metrics, from the results that fit (`claims.grid_of`).
 
     It has what the points allow: Figure 1 needs d = 2, Figure 3 one of the report's 8, 32 and 128.
     """
     grid = grid_of(found)
-    used = [
-        each for cells in (grid.trained, grid.without, grid.on_backbone) for results in cells.values() for each in results
-    ]
-    if not used:
-        print(f"study {NAME}: no point has results with method simsiam: `{commands['all']}` makes them", file=sys.stderr)
+    every = [each for cells in (grid.trained, grid.without, grid.on_backbone) for found in cells.values() for each in found]
+    if not every:
+        print(f"study {NAME}: no point of method simsiam has results: `{COMMANDS['all']}` makes them", file=sys.stderr)
         return
-    tables: dict[str, Table] = {
-        "table_1": (accuracies(grid.trained, {}, grid.on_backbone, "1"), COLUMNS),
-        "table_2": (accuracies(grid.trained, grid.without, grid.on_backbone, "2"), COLUMNS),
-        "shap_mass": (shap_mass(grid.trained), MASS_COLUMNS),
+    both = {dim: grid.trained[dim] for dim in grid.trained if dim in grid.without}
+    beside = "Top-1 and top-5 on the test images in per cent, the report's beside ours."
+    tables = {
+        "table_1": Table(
+            accuracies(grid.trained, {}, grid.on_backbone, "1"), COLUMNS, f"Table 1: the latent dimension. {beside}"
+        ),
+        "table_2": Table(
+            accuracies(both, grid.without, grid.on_backbone, "2"), COLUMNS, f"Table 2: stop-gradient. {beside}"
+        ),
+        "shap_mass": Table(
+            shap_mass(grid.trained),
+            MASS_COLUMNS,
+            "Where the SHAP mass lies: the quadrants' shares (evenly: 25) and its mean distance from the middle in pixels, with half "
+            "of the 95 % interval over images. Residual: how far the values are from adding up to the logits.",
+        ),
     }
-    tables = {name: table for name, table in tables.items() if not table[0].empty}
-    figures: dict[str, Drawing] = {}
-    if mapped := {dim: results[0] for dim, results in having(grid.trained, "project").items()}:
-        if "maps_latent_1" in mapped[min(mapped)].arrays:
-            figures["figure_1"] = plane_figure, (maps(mapped[min(mapped)]), mapped[min(mapped)].result.classes)
-        figures["figure_2"] = figure_2, (mapped[max(mapped)],)
-    if explained := {dim: each[0] for dim, each in having(grid.trained, "explain").items() if dim in SHAP_DIMS}:
-        figures["figure_3"] = figure_3, (explained,)
+    pictures = {}
+    if mapped := {dim: found[0] for dim, found in having(grid.trained, "project").items()}:
+        small, large = mapped[min(mapped)], mapped[max(mapped)]
+        if "maps_latent_1" in small.arrays:
+            words = "Figure 1: a latent of two dimensions, drawn as it is."
+            pictures["figure_1"] = Picture(plane_figure, (maps(small), small.result["classes"]), words)
+        words = "Figure 2: the largest latent on a plane. Distances between far clusters of a t-SNE map mean nothing."
+        pictures["figure_2"] = Picture(figure_2, (large,), words)
+    if explained := {dim: found[0] for dim, found in having(grid.trained, "explain").items() if dim in SHAP_DIMS}:
+        words = "Figure 3: SHAP values of the fine-tuned, the frozen and, as a control, the random network."
+        pictures["figure_3"] = Picture(figure_3, (explained,), words)
     claims = judged(grid)
-    page = {
-        "name": NAME,
-        "points": list(dict.fromkeys(each.point for each in used)),
-        "seeds": sorted({each.seed for each in used}),
-        "missing": [],
-        "stale": [f"{each.point}, seed {each.seed}: {each.stale}" for each in used if each.stale],
-        "commands": commands,
-        "tables": {name: TEXTS[name] for name in tables},
-        "figures": {name: TEXTS[name] for name in figures},
-        "claims": claims,
-    }
-    write(root / "reports/study" / NAME, page, tables, figures)
+    write(root, NAME, every, {name: table for name, table in tables.items() if len(table.frame)}, pictures, claims=claims)
     verdicts = {claim["name"]: claim["verdict"] for claim in claims}
     write_json(root / f"reports/metrics/study_{NAME}.json", {f"study_{NAME}": verdicts})
     for claim in claims:
-        reason = f"{claim['verdict']}: {claim['reason']}" if claim["reason"] else claim["verdict"]
-        print(f"study {NAME}: {claim['claim']} {reason}", file=sys.stderr)
+        print(f"{': '.join(filter(None, (claim['verdict'], claim['reason'])))}: {claim['claim']}", file=sys.stderr)
 
 
 def accuracies(trained: ByDim, without: ByDim, on_backbone: ByDim, table: str) -> pd.DataFrame:
-    """Top-1 and top-5 of frozen and fine-tuned encoders, means and deviations over seeds, beside what the report has.
+    """Top-1 and top-5 of frozen and fine-tuned encoders, means and deviations over seeds, beside the report's `table`.
 
-    table "1" has all dimensions with stop-gradient, "2" those that were trained both ways. The control of a frozen encoder is a
-    random one's latent, that of a fine-tuned one the same training from scratch.
+    The control of a frozen encoder is a random one's latent, that of a fine-tuned one the same training from scratch.
     """
-    cells = [(True, dim, trained[dim]) for dim in sorted(trained, reverse=True) if table == "1" or dim in without]
-    cells += [(False, dim, without[dim]) for dim in sorted(without, reverse=True) if dim in trained]
     rows: list[dict[str, Any]] = []
-    for stop_gradient, dim, results in cells:
-        backbone = having(on_backbone, "finetune").get(dim, []) if stop_gradient else []
-        for encoder, stage, keys in (
-            ("frozen", "linear_eval", {"top1": "latent.top1", "top5": "latent.top5", "backbone_top1": "backbone.top1"}),
-            ("fine-tuned", "finetune", {"top1": "top1", "top5": "top5"}),
-        ):
-            if not (measured := having({dim: results}, stage).get(dim)):
-                continue
+    for stop_gradient, dim, found in [(s, d, c[d]) for s, c in ((True, trained), (False, without)) for d in sorted(c)[::-1]]:
+        for encoder, columns in MEASURED.items():
             row: dict[str, Any] = {
                 "latent_dim": dim,
                 "encoder": encoder,
                 "stop_gradient": stop_gradient,
-                "seeds": len(measured),
+                "seeds": len(found),
             }
-            row["epochs"] = measured[0].result.pretrain.epochs
-            for name, key in keys.items():
-                row |= means(numbers(measured, f"{stage}.{key}"), name)
-            control = "linear_eval.random_latent.top1" if encoder == "frozen" else "finetune.scratch.top1"
-            row |= means(numbers(measured, control), "control_top1")
-            if encoder == "fine-tuned" and backbone:
-                row |= means(numbers(backbone, "finetune.top1"), "backbone_top1")
-            rows.append(row)
-    if not rows:
-        return pd.DataFrame()
-    theirs = published().query("table == @table")
-    theirs = theirs.assign(encoder=theirs["frozen"].map({True: "frozen", False: "fine-tuned"}))
-    keys = ["latent_dim", "encoder", "stop_gradient"]
-    theirs = theirs.rename(columns={name: f"published_{name}" for name in ("top1", "top5", "epochs")})
-    return pd.DataFrame(rows).merge(theirs[[*keys, "published_top1", "published_top5", "published_epochs"]], "left", keys)
+            for name, key in columns.items():
+                row |= means(found, key, name)
+            if encoder == "fine-tuned" and stop_gradient:
+                row |= means(on_backbone.get(dim, []), "finetune.top1", "backbone")
+            if "top1" in row:
+                rows.append(row | means(found, "pretrain.epochs"))
+    theirs = published().query("table == @table").rename(columns={c: f"published_{c}" for c in ("top1", "top5", "epochs")})
+    theirs = theirs.assign(encoder=theirs["frozen"].map({True: "frozen", False: "fine-tuned"})).drop(
+        columns=["table", "source"]
+    )
+    return pd.DataFrame(rows).merge(theirs, "left", ["latent_dim", "encoder", "stop_gradient"]) if rows else pd.DataFrame()
 
 
 def shap_mass(trained: ByDim) -> pd.DataFrame:
     """Where in the image the SHAP mass lies, a row for each network of each encoder that was measured."""
     rows = []
-    for dim, results in having(trained, "explain").items():
-        for each in results:
-            if each.result.explain and (masses := each.result.explain.mass):
-                for network, words in MASS_NETWORKS.items():
-                    mass = getattr(masses, network)
-                    row = {"latent_dim": dim, "seed": each.seed, "network": words, "images": masses.images}
-                    for place, found in zip((*QUADRANTS, "radius"), (*mass.quadrants, mass.radius), strict=True):
-                        row |= {place: found.mean, f"{place}_sd": found.half_width}
-                    rows.append(row | {"residual": mass.residual})
+    for dim, found in having(trained, "explain").items():
+        for each, mass in [(each, each.result["explain"]["mass"]) for each in found if "mass" in each.result["explain"]]:
+            for network, words in MASS_NETWORKS.items():
+                row: dict[str, Any] = {"latent_dim": dim, "seed": each.seed, "network": words, "images": mass["images"]}
+                for place, share in zip(
+                    (*QUADRANTS, "radius"), (*mass[network]["quadrants"], mass[network]["radius"]), strict=True
+                ):
+                    row |= {place: share["mean"], f"{place}_sd": share["half_width"]}
+                rows.append(row | {"residual": mass[network]["residual"]})
     return pd.DataFrame(rows)
 
 
 def maps(found: Found) -> pd.DataFrame:
     """The coordinates of a point's maps, with the class of each row, as `simsiam.plots` draws them."""
     frame = pd.DataFrame({name.removeprefix("maps_"): a for name, a in found.arrays.items() if name.startswith("maps_")})
-    return frame.assign(**{"class": [found.result.classes[int(label)] for label in frame["label"]]})
+    return frame.assign(**{"class": [found.result["classes"][int(label)] for label in frame["label"]]})
 
 
 def figure_2(found: Found) -> Figure:
     """The report's Figure 2: a frozen latent by PCA and by t-SNE."""
-    dim, frame, classes = found.result.made_with.params.latent_dim, maps(found), found.result.classes
+    frame, classes = maps(found), found.result["classes"]
     figure = Figure(figsize=(12, 5.8), layout="constrained")
-    pca, tsne = figure.subplots(1, 2)
-    share = f" ({found.result.project.latent.pca_variance_2:.0%} of the variance)" if found.result.project else ""
-    for axes, method, title in ((pca, "pca", f"PCA, two components{share}"), (tsne, "tsne", "t-SNE")):
+    panels = figure.subplots(1, 2)
+    titles = f"PCA, {found.numbers['project.latent.pca_variance_2']:.0%} of the variance", "t-SNE"
+    for axes, method, unit, title in zip(panels, ("pca", "tsne"), ("component", "dimension"), titles, strict=True):
         scatter(axes, frame, f"latent_{method}", classes)
-        unit = "component" if method == "pca" else "dimension"
+        dim = found.params["latent_dim"]
         axes.set(title=f"The frozen latent of {dim} dimensions: {title}", xlabel=f"{unit} 1", ylabel=f"{unit} 2")
-    class_legend(figure, pca)
+    class_legend(figure, panels[0])
     return figure
 
 
@@ -189,16 +173,13 @@ def figure_3(explained: dict[int, Found]) -> Figure:
     """
     last = list(explained.values())[-1]
     images, labels, shown = (last.arrays[f"shap_{name}"] for name in ("images", "labels", "shown"))
-    blocks = {dim: f for dim, f in explained.items() if np.array_equal(f.arrays["shap_images"], images)}
-    rows, outputs = shown.shape
-    networks, classes = ("finetuned", "frozen", "random"), last.result.classes
-    pixels = {
-        (dim, network): np.stack(
-            [found.arrays[f"shap_{network}_values"][row][..., shown[row]] for row in range(rows)]
-        ).astype(np.float32)
-        for dim, found in blocks.items()
+    blocks = {dim: each for dim, each in explained.items() if np.array_equal(each.arrays["shap_images"], images)}
+    (rows, outputs), classes, networks = shown.shape, last.result["classes"], ("finetuned", "frozen", "random")
+    pixels = {  # (rows, H, W, outputs)
+        (dim, network): np.stack([each.arrays[f"shap_{network}_values"][row][..., shown[row]] for row in range(rows)])
+        for dim, each in blocks.items()
         for network in networks
-    }  # (rows, H, W, outputs)
+    }
     limit = max(float(np.quantile(np.abs(list(pixels.values())), 0.995)), 1e-12)
     # A column for the image, and for each dimension an empty one and one for each class.
     widths = [1.0] + len(blocks) * [0.25, *outputs * [1.0]]
@@ -208,25 +189,23 @@ def figure_3(explained: dict[int, Found]) -> Figure:
         grid = part.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
         for row in range(rows):
             picture(grid[row][0], images[row], classes[labels[row]], "black")
-        for number, (dim, found) in enumerate(blocks.items()):
-            gap = 1 + number * (1 + outputs)
+        for number, (dim, each) in enumerate(blocks.items()):
+            gap, logits = 1 + number * (1 + outputs), each.arrays[f"shap_{network}_logits"]
             block = grid[:, gap + 1 : gap + 1 + outputs]
             for row in range(rows):
                 grid[row][gap].set_axis_off()
                 for place, (axes, label) in enumerate(zip(block[row], shown[row], strict=True)):
                     axes.imshow(images[row].mean(-1), cmap="gray", alpha=0.25, vmin=0, vmax=255)
-                    drawn = axes.imshow(
-                        pixels[dim, network][row, ..., place], cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.85
-                    )
-                    outline(axes, f"{classes[label]}\n{found.arrays[f'shap_{network}_logits'][row, label]:+.1f}", "#b9b9b9")
-            residual = found.result.explain.residual[network] if found.result.explain else float("nan")
-            block[-1][0].set_xlabel(f"d = {dim}: adds up to within {residual:.0e}", fontsize=9, loc="left")
-            head = block[0][(outputs - 1) // 2].annotate(
-                f"d = {dim}", (1, 1), xycoords="axes fraction", xytext=(0, 30), textcoords="offset points", fontsize=10,
-                weight="bold", ha="center",
-            )  # fmt: skip
-            for words in (head, block[-1][0].xaxis.label):
-                words.set_in_layout(False)  # else they push the columns apart
+                    values = pixels[dim, network][row, ..., place].astype(np.float32)
+                    drawn = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.85)
+                    outline(axes, f"{classes[label]}\n{logits[row, label]:+.1f}", "#b9b9b9")
+            above: dict[str, Any] = {"xycoords": "axes fraction", "xytext": (0, 30), "textcoords": "offset points"}
+            middle = block[0][(outputs - 1) // 2]
+            head = middle.annotate(f"d = {dim}", (1, 1), **above, fontsize=10, weight="bold", ha="center")
+            words = f"adds up to within {each.numbers[f'explain.residual.{network}']:.0e}"
+            block[-1][0].set_xlabel(words, fontsize=9, loc="left")
+            for text in (head, block[-1][0].xaxis.label):
+                text.set_in_layout(False)  # else they push the columns apart
         part.suptitle(f"{NETWORKS[network]} network", fontsize=11, x=0.01, ha="left", weight="bold")
         ticks = [-limit, 0, limit]
         part.colorbar(drawn, ax=list(grid.flat), shrink=0.6, aspect=40, ticks=ticks, format="%.2g", label="SHAP value")
