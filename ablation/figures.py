@@ -27,10 +27,10 @@ PANELS = {  # title -> a line's number -> its name, colour and style
 def accuracy_figure(points: Points, axis: Axis | None) -> Figure:
     """Top-1 of each point, beside the controls: against the axis where there is one, else by name.
 
-    Bars are the deviation over seeds or, where a point has one seed only, the 95 % interval that the test images allow.
+    Bars are the deviation over seeds or, where a point has one seed, the 95 % interval that the test images allow.
     """
     every = [found for results in points.values() for found in results]
-    images, several = every[0].result["test_images"], min(map(len, points.values())) > 1
+    images, seeds = every[0].result["test_images"], {len(results) for results in points.values()}
     panels = {
         title: lines for title, lines in PANELS.items() if any(key in found.numbers for key in lines for found in every)
     }
@@ -39,14 +39,16 @@ def accuracy_figure(points: Points, axis: Axis | None) -> Figure:
     x = places(points, axis)
     for axes, (title, lines) in zip(grid, panels.items(), strict=True):
         for number, (key, (name, colour, style)) in enumerate(lines.items()):
-            values = {point: [f.numbers[key] for f in points[point] if key in f.numbers] for point in x}
-            mean = np.array([np.mean(found) for found in values.values() if found])
-            bars = np.array([np.std(found, ddof=1) for found in values.values() if found]) if several else None
+            values = [(x[point], [f.numbers[key] for f in points[point] if key in f.numbers]) for point in x]
+            values = [(place, found) for place, found in values if found]
+            means = np.array([np.mean(found) for _, found in values])
+            alone = 1.96 * np.sqrt(means * (1 - means) / images)
+            bars = [np.std(f, ddof=1) if len(f) > 1 else bar for (_, f), bar in zip(values, alone, strict=True)]
             shift = 0 if axis else 0.08 * (number - (len(lines) - 1) / 2)  # so that bars do not lie on each other
             axes.errorbar(
-                [x[point] + shift for point, found in values.items() if found],
-                100 * mean,
-                100 * (bars if bars is not None else 1.96 * np.sqrt(mean * (1 - mean) / images)),
+                [place + shift for place, _ in values],
+                100 * means,
+                100 * np.array(bars),
                 fmt=f"o{style if axis else ''}",
                 color=colour,
                 label=name,
@@ -57,11 +59,11 @@ def accuracy_figure(points: Points, axis: Axis | None) -> Figure:
         axes.axhline(100 / len(every[0].result["classes"]), color="black", linestyle=":", linewidth=1, label="chance")
         axes.set_title(title)
         ticks(axes, x, axis)
-        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16 if axis else -0.36))
     grid[0].set(ylabel="top-1 (%)", ylim=(0, None))
-    seeds = sorted({len(results) for results in points.values()})
-    words = f"deviation over {' to '.join(map(str, seeds))} seeds" if several else f"95 % interval of {images:,} test images"
-    figure.suptitle(f"Top-1 accuracy on the test images; bars: {words}", fontsize=11)
+    legend(figure, *grid)
+    words = [f"deviation over {' or '.join(str(n) for n in sorted(seeds) if n > 1)} seeds"] * (max(seeds) > 1)
+    words += [f"95 % interval of {images:,} test images{' where there is one seed' * (max(seeds) > 1)}"] * (1 in seeds)
+    figure.suptitle(f"Top-1 accuracy on the test images; bars: {', '.join(words)}", fontsize=11)
     return figure
 
 
@@ -85,7 +87,7 @@ def learning_figure(points: Points, axis: Axis | None) -> Figure:
         axes.set(title=title, xlabel="step", xlim=(0, None))
         axes.grid(alpha=0.3)
         if column != "loss":
-            axes.set_ylim(0, None)
+            axes.set_ylim(0, 1.1 if column == "z_std" else None)
     legend(figure, panels[0])
     return figure
 
@@ -119,7 +121,7 @@ def places(points: Points, axis: Axis | None) -> dict[str, float]:
 def ticks(axes: Axes, x: dict[str, float], axis: Axis | None) -> None:
     """Label the x axis with the key and its values, logarithmic where they span more than a factor of ten, or with names."""
     if axis is None:
-        axes.set_xticks(list(x.values()), list(x), rotation=45, ha="right")
+        axes.set_xticks(list(x.values()), list(x), rotation=30, ha="right")
         axes.set_xlim(-0.5, len(x) - 0.5)
     else:
         values = list(x.values())
@@ -141,6 +143,7 @@ def styles(points: Points, axis: Axis | None) -> dict[str, dict[str, Any]]:
     return {point: {"color": tuple(shade)} for point, shade in zip(places(points, axis), shades, strict=True)}
 
 
-def legend(figure: Figure, axes: Axes) -> None:
-    """The lines' names, below the figure."""
-    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=7)
+def legend(figure: Figure, *panels: Axes) -> None:
+    """The lines' names below the figure, each once."""
+    lines = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(lines.values(), lines.keys(), frameon=False, loc="outside lower center", ncols=7)

@@ -41,14 +41,13 @@ ARRAYS = {  # stage -> arrays, and their shapes: "b"ytes that the test images fi
     "explain": {"shap_images": "nss3", "shap_labels": "n", "shap_shown": "nk"}
     | {f"shap_{network}_{part}": axes for network in NETWORKS for part, axes in (("values", "nssc"), ("logits", "nc"))},
 }
-MASS = tuple(  # where explain measured the SHAP mass
-    f"mass.{network}.{key}"
+MASS: tuple[str, ...] = tuple(  # where the SHAP mass was measured
+    f"mass.{network}.{of}.{part}"
     for network in (*NETWORKS, "stock")
-    for key in (
-        "residual",
-        *(f"{of}.{part}" for of in ("radius", *(f"quadrants.{n}" for n in range(4))) for part in ("mean", "half_width")),
-    )
+    for of in ("radius", "quadrants.0", "quadrants.1", "quadrants.2", "quadrants.3")
+    for part in ("mean", "half_width")
 )
+MASS += ("mass.images", *(f"mass.{network}.residual" for network in (*NETWORKS, "stock")))
 LIMITS = [  # of numbers that have such a word in their key
     ({"top1", "top5", "knn", "pca_variance_2", "quadrants"}, (0, 1)),
     ({"silhouette"}, (-1, 1)),
@@ -110,7 +109,7 @@ def read(root: Path, params: Params) -> dict[tuple[str, int], Found]:
 
 
 def read_one(place: Path, now: dict[str, Any]) -> Found:
-    """<place>.json and .npz, and in what they differ from `now`. Raises UserError where they are not of that point and seed."""
+    """<place>.json and .npz, and in what they differ from `now`. Raises UserError where they are no such point's."""
     point, seed = place.parent.name, int(place.name)
     how = f"delete it, and `python -m ablation.point {point} --seed {seed}` makes it anew"
     path = place.with_suffix(".json")
@@ -140,10 +139,16 @@ def _wrong(result: Any, numbers: dict[str, float], point: str, seed: int) -> Ite
         yield f"it is of point {result['point']}, seed {result['seed']}"
     if not isinstance(content.get(f"made_with.params.recipes.{made['params']['recipe']}.finetune.space"), str):
         yield "made_with.params has no such recipe"
-    yield from (f"{key!r} is no name" for key in [*classes, *stages] if not isinstance(key, str))
+    for key, names in (("classes", classes), ("made_with.stages", stages)):
+        if not names or not all(isinstance(name, str) for name in names):
+            yield f"{key} is {names}: it should be names"
+    if result["test_images"] < 1:
+        yield f"test_images is {result['test_images']}"
     sizes = {"c": len(classes)}
     for stage in stages:
-        mass = MASS if stage == "explain" and "mass" in result.get(stage, ()) else ()
+        if not isinstance(result.get(stage), dict):
+            yield f"{stage} is {result.get(stage, 'missing')!r}, though made_with.stages has it"
+        mass = MASS if stage == "explain" and "mass" in result[stage] else ()
         wanted = [f"{stage}.{key}" for key in (*NUMBERS.get(stage, ()), *mass)]
         yield from (f"{key} is {content.get(key, 'missing')!r}" for key in wanted if key not in numbers)
         for key, axes in LISTS.get(stage, {}).items():
@@ -153,8 +158,6 @@ def _wrong(result: Any, numbers: dict[str, float], point: str, seed: int) -> Ite
         for words, (low, high) in LIMITS:
             if words & set(key.split(".")) and not low <= value <= high:
                 yield f"{key} is {value}: it should be from {low} to {high}"
-    if result["test_images"] < 1 or not classes:
-        yield "test_images and classes should be some"
 
 
 def _wrong_arrays(result: dict[str, Any], numbers: dict[str, float], arrays: Arrays) -> Iterator[str]:

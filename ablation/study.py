@@ -24,18 +24,18 @@ COLUMNS = {  # as the metrics have it -> how it is shown
     "point": Column("", "point"),
     "changes": Column("", "what it changes"),
     "seeds": Column("", "seeds"),
-    **{f"linear_eval.{space}.top1": Column("linear top-1 (%)", space.replace("_", " "), 100, 1) for space in SPACES},
-    **{f"embed.knn.{space}": Column("kNN top-1 (%)", space.replace("_", " "), 100, 1) for space in SPACES},
-    "finetune.top1": Column("fine-tuned top-1 (%)", "from the encoder", 100, 1),
-    "finetune.scratch.top1": Column("fine-tuned top-1 (%)", "from scratch", 100, 1),
+    **{f"linear_eval.{space}.top1": Column("linear top-1 (%)", space.replace("_", " "), 100, ".1f") for space in SPACES},
+    **{f"embed.knn.{space}": Column("kNN top-1 (%)", space.replace("_", " "), 100, ".1f") for space in SPACES},
+    "finetune.top1": Column("fine-tuned top-1 (%)", "from the encoder", 100, ".1f"),
+    "finetune.scratch.top1": Column("fine-tuned top-1 (%)", "from scratch", 100, ".1f"),
     "pretrain.loss": Column("pretraining, last batches", "loss"),
     "pretrain.z_std": Column("pretraining, last batches", "z_std"),
-    "pretrain.rankme": Column("pretraining, last batches", "RankMe", 1, 1),
+    "pretrain.rankme": Column("pretraining, last batches", "RankMe", 1, ".1f"),
     "verdict": Column("pretraining, last batches", "latents"),
-    **{f"embed.rankme.{space}": Column("RankMe of the test images", space.replace("_", " "), 1, 1) for space in SPACES},
+    **{f"embed.rankme.{space}": Column("RankMe of the test images", space.replace("_", " "), 1, ".1f") for space in SPACES},
     **{f"project.{space}.silhouette": Column("silhouette of the classes", space.replace("_", " ")) for space in MAPPED},
-    "pretrain.seconds": Column("seconds", "pretraining", 1, 0),
-    "finetune.seconds": Column("seconds", "fine-tuning", 1, 0),
+    "pretrain.seconds": Column("seconds", "pretraining", 1, ".0f"),
+    "finetune.seconds": Column("seconds", "fine-tuning", 1, ".0f"),
     "stale": Column("", "made with other"),
 }
 
@@ -100,8 +100,8 @@ def axis_of(points: Points) -> Axis | None:
     if len(trained) != 1:
         return None
     values = {point: values.get(trained[0]) for point, values in every.items()}
-    axis = {point: float(value) for point, value in values.items() if type(value) in (int, float)}
-    return (trained[0], axis) if len(axis) == len(values) else None
+    axis = {p: float(v) for p, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    return (trained[0], axis) if len(axis) == len(every) else None
 
 
 def main() -> None:

@@ -18,12 +18,12 @@ COMMANDS = {"all": "dvc repro ablation/dvc.yaml", "study": "python -m ablation.s
 
 
 class Column(NamedTuple):
-    """How a column is shown: below which heading, called what; its numbers times `scale`, with so many places."""
+    """How a column is shown: below which heading, called what; its numbers times `scale`, in which format."""
 
     heading: str
     title: str
     scale: float = 1
-    places: int = 3
+    form: str = ".3f"
 
 
 class Table(NamedTuple):
@@ -62,7 +62,7 @@ def cell(value: Any, deviation: float, column: Column) -> str:
         return "yes" if value else "no"
     if pd.isna(value) or not isinstance(value, float):
         return "–" if pd.isna(value) else str(value)
-    texts = [f"{column.scale * number:.{column.places}f}" for number in (value, deviation) if not pd.isna(number)]
+    texts = [format(column.scale * number, column.form) for number in (value, deviation) if not pd.isna(number)]
     return " ± ".join(texts)
 
 

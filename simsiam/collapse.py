@@ -1,9 +1,10 @@
 """Collapse, told from the latents of training batches: all at one point, or all on one line.
 
-What a loss of cosines sees of a latent is its direction, so that all measures but RankMe are of l2-normalised latents, and
-none is centred: images that all have nearly the same latent are then on one direction too. Centred, what is left of them is
-noise, which spreads well; and with latents as long as they come, one direction of long ones takes 99 % of the variance in
-runs at d = 2 that are healthy.
+What a loss of cosines sees of a latent is its direction, so all measures but RankMe are of l2-normalised latents: with the
+lengths in, a few long latents on one line hold 99 % of the variance in runs at d = 2 that are healthy. None is centred: what
+centring leaves of latents at one point is noise, and well spread.
+
+None of this judges images in evaluation mode: there an untrained encoder looks collapsed (z_std .24, first_share .93).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,9 @@ from torch import Tensor
 Verdict = Literal["healthy", "collapsed to a point", "collapsed onto one direction", "views too alike"]
 
 POINT = 0.3  # z_std below this
-LINE = 0.95  # share of the first direction above this, on a scale from an even spread to a line
-ALIKE = -0.97  # loss below this
+LINE = 0.95  # first_share above this, on a scale from an even spread, 1/d, to a line
+NEARLY = {"dim": 32, "rankme": 3.0, "first_share": 0.75}  # or, from so many dimensions on, below the one and above the other
+ALIKE = -0.96  # loss below this, and a latent that is neither
 RECORDS = 3  # that are judged together
 
 
@@ -49,35 +51,39 @@ def spread(z: Tensor) -> dict[str, float]:
     }
 
 
-def judge(z_std: float, first_share: float, loss: float, *, dim: int) -> Verdict:
-    """What the numbers of training batches say of latents with `dim` dimensions.
+def judge(z_std: float, first_share: float, rankme: float, loss: float, *, dim: int) -> Verdict:
+    """What numbers of training batches say of latents with `dim` dimensions. NaN counts as healthy: the loss tells then.
 
-    Where the thresholds are from: 49 small trainings with and without stop-gradient and BatchNorm on the latent, batches of
-    16 to 512, d = 2 to 2048, recorded from the first step on.
-    - A point is left of by z_std: at .3 the mean direction carries .91 of every latent. Healthy runs stay above .39.
-    - BatchNorm on the latent allows no point. It ends with few images opposite to all others, at the least one of a batch
-      of B: a z_std of 2 / sqrt(B), which is .5 at 16, and more where more images are on the smaller side. So a line is
-      told by first_share. That is 1/d for an even spread, and higher the lower d is: healthy runs pass .82 at d = 8, .88 at
-      d = 3 and .96 at d = 2, lines end at .98 to 1, so the threshold is .97 at d = 2 and falls to .94.
-    - RankMe is not judged: noise in the other directions lifts it, with B and d, so that lines have 1 to 5 (91 where one of
-      512 is opposite), healthy runs 3.2 and more at d = 8, and at d = 2 both have 1.3.
-    - A loss near -1 and healthy latents: the views of an image are nearly the same, and there is little to learn.
+    The thresholds are from 68 small trainings with and without stop-gradient, BatchNorm on the latent and augmentation,
+    batches of 16 to 512, d = 2 to 2048, with 2,764 records from the first step on.
+    - z_std tells a point: at .3 the mean has 91 % of the squared length. Healthy runs stay above .36.
+    - BatchNorm on the latent allows no point. It ends with some images opposite to all others, at the least one in a batch
+      of B: z_std is then 2 / sqrt(B), .5 at 16, and the more images the higher. So first_share tells a line. Healthy runs
+      reach .96 at d = 2 and 4 (one batch .98), .82 at 8, .62 above; lines end at .98 to 1.
+    - Where such a collapse is slow, in batches of 16, the share stays below .95 for thousands of steps, but RankMe is at 2
+      to 3; healthy runs have 6 and more from d = 32 on. Alone it tells nothing: with noise in the other directions points
+      have up to 5, and below d = 8 healthy runs 1.3.
+    - Views that are too alike leave the latent healthy and the loss at -.975 to -1. Healthy runs had -.90 at the lowest
+      here, and about -.94 on ImageNet.
     """
-    line = 1 / dim + LINE * (1 - 1 / dim)
-    if z_std < POINT or first_share > line:
-        # Does most of the spread lie along the common axis (both ends of it are in use) or beside it?
-        return "collapsed onto one direction" if z_std**2 > 2 * (1 - first_share) + 1e-6 else "collapsed to a point"
+    line = first_share > 1 / dim + LINE * (1 - 1 / dim)
+    nearly = dim >= NEARLY["dim"] and rankme < NEARLY["rankme"] and first_share > NEARLY["first_share"]
+    # Not a point where most of the spread lies along the axis: then both of its ends are in use.
+    if z_std < POINT and z_std**2 < 2 * (1 - first_share) + 1e-6:
+        return "collapsed to a point"
+    if z_std < POINT or line or nearly:
+        return "collapsed onto one direction"
     return "views too alike" if loss < ALIKE else "healthy"
 
 
 def of_run(records: Sequence[Mapping[str, float]], dim: int) -> Verdict:
-    """Judge a training, running or ended, by the medians of its last three records of loss, z_std and first_share.
+    """Judge a training, running or ended, by the medians of its last three records.
 
     One batch may say anything, at d = 2 most of all. Fewer than three records say nothing yet, which counts as healthy.
     """
     if len(records) < RECORDS:
         return "healthy"
-    seen = {name: median(record[name] for record in records[-RECORDS:]) for name in ("z_std", "first_share", "loss")}
+    seen = {name: median(record[name] for record in records[-RECORDS:]) for name in ("z_std", "first_share", "rankme", "loss")}
     return judge(**seen, dim=dim)
 
 
@@ -88,9 +94,9 @@ def words(verdict: Verdict, record: Mapping[str, float]) -> str:
     return {
         "healthy": f"the latent is healthy ({seen})",
         "collapsed to a point": f"COLLAPSED to a point: all images have nearly the same latent ({seen}); {remedy}",
-        "collapsed onto one direction": f"COLLAPSED onto one direction: latents hardly differ but in sign ({seen}); {remedy}",
-        "views too alike": f"VIEWS TOO ALIKE: the latent is healthy ({seen}), but a loss of {record['loss']:.3f} leaves little "
-        "to learn; try stronger augmentation: a smaller crop_scale, more jitter",
+        "collapsed onto one direction": f"COLLAPSED onto one direction: latents differ in sign at most ({seen}); {remedy}",
+        "views too alike": f"VIEWS TOO ALIKE: a loss of {record['loss']:.3f} leaves little to learn, "
+        f"and the latent is healthy ({seen}); try stronger augmentation: a smaller crop_scale, more jitter",
     }[verdict]
 
 

@@ -55,8 +55,9 @@ def explain(classifier: Classifier, images: Tensor, background: Tensor, *, name:
     add up to the logits. stock: explain the network as it is usually written, with one ReLU module used twice in each block
     and with max-pooling: the same function, but shap then gives values that do not add up.
     """
-    # shap hooks modules one by one and wants each to return a tensor, so it gets the three parts in a row.
-    network = nn.Sequential(classifier.encoder.backbone, classifier.encoder.projector, classifier.head)
+    # shap hooks modules one by one and wants each to return a tensor, so it gets the parts in a row.
+    read = [classifier.encoder.projector] if classifier.space == "latent" else []
+    network = nn.Sequential(classifier.encoder.backbone, *read, classifier.head)
     network = copy.deepcopy(network).eval()
     for parent in list(network.modules()):
         if stock and isinstance(parent, BasicBlock):

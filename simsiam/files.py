@@ -24,9 +24,9 @@ from simsiam.errors import UserError
 REPRO = "`dvc repro` makes it anew"  # how to come by most files
 
 ADVICE = {
-    errno.EFBIG: "this disk, or `ulimit -f`, takes no file of that size",
-    errno.EIO: "the disk may be failing",
-    errno.EROFS: "the disk can only be read from",
+    errno.EFBIG: "raise `ulimit -f`, or take a disk that holds files of that size",
+    errno.EIO: "see whether the disk is failing",
+    errno.EROFS: "make the disk writable",
 } | dict.fromkeys((errno.EACCES, errno.EPERM), "see who may write there, and whether another program has it open")
 
 

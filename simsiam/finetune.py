@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 
 from simsiam.augment import random_view
 from simsiam.engine import Diverged, Record, Result, StoreFor, train
+from simsiam.errors import UserError
 from simsiam.features import extract
 from simsiam.images import Labels, split
 from simsiam.metrics import top_k
@@ -57,11 +58,14 @@ def finetune(
     part of the used images, after training on the rest, is taken; one that diverges is passed over. A budget that may grow
     is doubled as long as that top-1 rises. The final training is on all used images.
     about: what identifies encoder and images, for the checkpoints.
-    Raises Diverged where every learning rate diverges.
+    Raises Diverged where every learning rate diverges, UserError for a share of less than two images a class.
     """
     used = np.arange(len(labels))
     if settings.labels < 1:
-        used = split(labels, round(settings.labels * len(labels)), seed)[1]
+        count, least = round(settings.labels * len(labels)), max(8, 2 * classes)
+        if count < least:
+            raise UserError(f"{name}: labels is {settings.labels:g}, {count} of {len(labels)} images: {least} is the least")
+        used = split(labels, count, seed)[1]
     batch_size = min(settings.batch_size, len(used) // 2)
     steps = settings.epochs * (len(labels) // settings.batch_size)
     epochs = max(1, round(steps / (len(used) // batch_size)))

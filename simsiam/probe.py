@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -15,9 +16,9 @@ from simsiam.errors import UserError
 from simsiam.images import Floats, Labels, split
 from simsiam.metrics import top_k
 
-L2S = tuple(10.0**power for power in range(4, -13, -1))  # wide, since only the strengths about the best are fitted
+L2S = tuple(10.0**power for power in range(5, -15, -1))  # wide, since only the strengths about the best are fitted
 TIE = 1e-3  # losses on the slice (nats) that differ by less are equal
-LOOSE, TIGHT = 1e-3, 5e-5  # `fit` ends at a gradient this small: to rank strengths, and for good (float32's noise is 5e-6)
+LOOSE, TIGHT = 2e-3, 1e-4  # `fit` ends at a gradient this small: to rank strengths, and for good (float32's noise is 5e-6)
 MOST_STEPS = 1000
 Doubles = NDArray[np.float64]
 
@@ -55,11 +56,11 @@ def linear_probe(
 
     It minimises mean cross-entropy + l2 / 2 * |W|^2 with a free intercept. W are the weights of the features standardised
     by their own mean and deviation: scikit-learn's StandardScaler, then LogisticRegression(C=1 / (N * l2)); or of whitened
-    ones: PCA(whiten=True) instead. The first is right where dimensions mean something and labels are few, the second does
-    not see how the dimensions were mixed. Which, and how strong, is what has the lowest loss on `held_out` of the examples
-    after a fit to the others; of equals the first, and the strongest. The loss, because top-1 is too coarse on a slice of 50.
-    A choice at the edge of `l2s`, or a fit that stops short of the optimum, is a warning on stderr. Raises UserError for
-    features that are not finite.
+    ones: PCA(whiten=True) after it. The first needs fewer labels where the signal is in the directions that vary most; the
+    second does not see how the dimensions were mixed. The one, and the l2, with the lowest loss on `held_out` of the
+    examples after a fit to the others is used; of equals the first, and the strongest. The loss, because top-1 is too
+    coarse on a slice of 50. A choice at the edge of `l2s`, or a fit that stops short of the optimum, is a warning on stderr.
+    Raises UserError for features that are not finite.
     """
     kept, held = split(labels, held_out, seed)
     order = np.concatenate([kept, held])
@@ -82,17 +83,21 @@ def linear_probe(
         accuracies[way] = top_k(scores.cpu().numpy(), labels[held], 1)
         return losses[way]
 
-    # Along the strengths the loss on the slice falls, then rises: go from the middle to where it no longer falls.
+    # Along the strengths the loss on the slice falls, then rises: from the middle go to both sides until it rises.
     grid = sorted(l2s)
-    middle = len(grid) // 2
-    for whiten in (False, True):
+    middle = int(np.abs(np.log(grid) - np.log(2 / len(kept))).argmin())  # the best is mostly near
+    for whiten in (False, True) if len(kept) > 2 * len(variances) else (False,):  # of few examples everything is white
         ways = [(whiten, l2) for l2 in grid]
-        at = middle
-        best = attempt(ways[at], min(losses, key=losses.__getitem__, default=None))
-        while at > 0 and attempt(ways[at - 1], ways[at]) < best - TIE:
-            at, best = at - 1, losses[ways[at - 1]]
-        while middle <= at < len(ways) - 1 and attempt(ways[at + 1], ways[at]) <= best + TIE:
-            at, best = at + 1, min(best, losses[ways[at + 1]])
+        so_far = min(losses, key=losses.__getitem__, default=None)
+        best = attempt(ways[middle], so_far)
+        if so_far and best > losses[so_far]:
+            continue
+        # Weaker only for a gain, stronger unless at a loss.
+        for side, needed in ((ways[middle::-1], TIE), (ways[middle:], -TIE)):
+            for near, way in pairwise(side):
+                if attempt(way, near) > best - needed:
+                    break
+                best = min(best, losses[way])
     best = min(losses.values())
     chosen = min((way for way in losses if losses[way] <= best + TIE), key=lambda way: (way[0], -way[1]))
     whiten, l2 = chosen

@@ -4,8 +4,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from simsiam import collapse, parallel
-from simsiam.checkpoint import open_store
+from simsiam import code, collapse, parallel
+from simsiam.checkpoint import NO_ARITHMETIC, open_store
 from simsiam.engine import Record, pick_device
 from simsiam.files import write_csv
 from simsiam.images import to_tensor
@@ -25,6 +25,7 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
     method = build(params, images.normalisation)
     about = {
         "method": params.method,
+        "code": code.digest(type(method).__module__, NO_ARITHMETIC),  # which the training loop does not import
         "options": method.options.model_dump(),
         "encoder": method.encoder.settings.model_dump(),
         "augment": params.chosen.pretrain.augment.model_dump(),

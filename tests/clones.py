@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,23 @@ def run(*command: str, at: Path, check: bool = True, timeout: float = 900) -> su
         result = subprocess.CompletedProcess(command, ended.returncode, out.read(), errors.read())
     assert not check or result.returncode == 0, result.stdout + result.stderr
     return result
+
+
+def processes_in(folder: Path) -> list[int]:
+    """Processes whose current folder is inside this one (on Linux)."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):
+            if place.readlink().is_relative_to(folder.resolve()):
+                found.append(int(place.parent.name))
+    return found
+
+
+def end_processes_in(folder: Path) -> None:
+    """Kill what still runs there."""
+    for pid in processes_in(folder):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def set_params(clone: Path, **changes: Any) -> None:

@@ -163,7 +163,7 @@ def outputs(found: dict[str, str]) -> dict[str, str]:
 
 
 def wrong(result: subprocess.CompletedProcess[str], clone: Path, before: dict[str, str], good: set[str]) -> Iterator[str]:
-    """What is not as it should be after a call failed. before: the content of then. good: digests of what a good run makes."""
+    """What is wrong after a call failed. before: the content of then. good: digests of all that a good run puts in place."""
     if "(INJECTED)" not in Path(f"{clone}.trace").read_text():
         yield "the call was not reached"
         return
@@ -227,7 +227,8 @@ def attack(stage: str, start: Path, folder: Path, jobs: int) -> int:
         finally:
             clones.put(clone)
         with printing:
-            errors.update(line for line in re.split(r"[\r\n]+", result.stderr) if line.startswith("error: "))
+            lines = [line for line in re.split(r"[\r\n]+", result.stderr) if line.startswith("error: ")]
+            errors.update(re.sub(r"[^ ']*/[^ ':]+", "PATH", line) for line in lines)
             for problem in problems:
                 print(f"WRONG: {stage}: {call} failed: {problem}", flush=True)
         return len(problems)

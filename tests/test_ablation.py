@@ -1,8 +1,6 @@
-"""The study's tables and claims on results made by hand, and its dvc.yaml beside the pipeline's."""
+"""Studies on results made by hand: how they are read, compared, drawn, and what they say of the report's claims."""
 
-import copy
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,333 +8,632 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.stats
+from numpy.typing import NDArray
 from ruamel.yaml import YAML
+from scipy.stats import norm
+from scipy.stats import t as student
 
-from ablation.claims import CLAIMS, all_claims, noise
-from ablation.study import collapsed_z_std, grid_points, read_point, read_points, study
-from ablation.tables import few_labels_table, markdown, points_table, shap_mass_table, table_1, table_2
+from ablation.compare import Estimate, contrast, difference
+from ablation.figures import accuracy_figure
+from ablation.lind_bosch_hu.claims import CLAIMS, Grid, grid_of, judged
+from ablation.point import RESULTS, work
+from ablation.results import ARRAYS, MAPPED, NETWORKS, SPACES, Found, flat, read_one
+from ablation.study import axis_of, study
+from simsiam import code
 from simsiam.errors import UserError
-from simsiam.files import write_json, write_npz
-from simsiam.params import load
-from simsiam.report import published
+from simsiam.files import read_npz, write_json, write_npz
+from simsiam.images import ImageSet
+from simsiam.settings import load, load_point
+from stages.common import load_images
 from tests.clones import ROOT
-from tests.test_pipeline import STAGES, closure, written
 
-GRID: dict[str, Any] = YAML(typ="safe").load(ROOT / "ablation/dvc.yaml")["stages"]
-POINT = "ablation/points/${item.recipe}/${item.latent_dim}-${item.stop_gradient}-${item.seed}/"
-ARRAYS = ("curve_step", "maps_label", "shap_images")
-SHARES = {"frozen": 0.28, "finetuned": 0.25, "random": 0.36, "stock": 0.4}  # of the top left quadrant
+TEST_IMAGES = 403  # no multiple of 8
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CAT, DOG, TRUCK = 3, 5, 9
+STAGES = ["pretrain", "embed", "linear_eval", "finetune", "project", "explain"]
+DIMS = (2, 8, 32, 128, 512, 2048)
 
 
-def result(latent_dim: int, latent: float, finetuned: float, *, stop_gradient: bool = True, seed: int = 0) -> dict[str, Any]:
-    """What a point of the grid leaves, as far as the study reads it."""
-    confusion = np.zeros((10, 10), int)
-    confusion[3, 5] = confusion[5, 3] = 200
-    distances = np.ones((10, 10))
-    distances[3, 5] = distances[5, 3] = 0.4
-    linear = {"top1": latent, "top5": latent + 0.4, "confusion": confusion.tolist()}
-    space = {"silhouette": latent - 0.5, "pca_variance_2": 0.8}
-    shap = {
-        name: {
-            "quadrants": [{"mean": share, "half_width": 0.01}] * 4,
-            "radius": {"mean": 11.0, "half_width": 0.1},
-            "residual": 2e-6,
-        }
-        for name, share in SHARES.items()
+def bits(top1: float, rng: np.random.Generator, images: int = TEST_IMAGES) -> NDArray[np.bool_]:
+    """Which images are classified right: the easy ones come first, but not quite."""
+    order = np.argsort(np.arange(images) + rng.normal(0, images / 4, images))
+    found = np.zeros(images, bool)
+    found[order[: round(top1 * images)]] = True
+    return found
+
+
+def put(tree: Any, key: str, value: Any) -> None:
+    """Set what is at a key with dots; nothing but `...` takes it out."""
+    *path, last = [int(part) if part.isdigit() else part for part in key.split(".")]
+    for part in path:
+        tree = tree[part]
+    tree[last] = value
+    if value is ...:
+        del tree[last]
+
+
+def content(
+    params: dict[str, Any], point: str, seed: int, stages: list[str] = STAGES, **changes: Any
+) -> tuple[dict[str, Any], Any]:
+    """A result that is made up, as `ablation.point` would leave it. changes: what is at a key, with __ for a dot."""
+    rng = np.random.default_rng([seed, *point.encode()])
+    dim, classes = params["latent_dim"], len(CLASSES)
+    healthy = params["stop_gradient"]
+    frozen = changes.pop("frozen", 0.2 + 0.015 * np.log2(dim) if healthy else 0.11)
+    tuned = changes.pop("tuned", 0.60 + 0.005 * np.log2(dim) if healthy else 0.64)
+    frozen, tuned = frozen + 0.005 * (seed % 3), tuned + 0.004 * (seed % 3)
+    right = {
+        "backbone": bits(frozen + 0.05, rng), "latent": bits(frozen, rng), "finetuned": bits(tuned, rng),
+        "random_backbone": bits(0.25, rng), "random_latent": bits(0.15 + 0.01 * np.log2(dim), rng),
+    }  # fmt: skip
+    top1 = {space: float(found.mean()) for space, found in right.items()}
+    confusion = np.full((classes, classes), 3)
+    confusion[CAT, DOG] = 20
+    distances = np.ones((classes, classes))
+    distances[CAT, DOG] = 0.4
+    shares = np.sort(rng.dirichlet(np.full(dim, 0.5)))[::-1]
+    radius = {"radius": {"mean": 11.0, "half_width": 0.1}, "residual": 1e-6}
+    mass = {
+        network: {"quadrants": [{"mean": share, "half_width": 0.01}] * 4} | radius
+        for network, share in {"frozen": 0.36, "finetuned": 0.25, "random": 0.31, "stock": 0.4}.items()
     }
-    return {
-        "point": {"recipe": "laptop", "latent_dim": latent_dim, "stop_gradient": stop_gradient, "seed": seed},
-        "pretrain": {
-            "loss": -0.8,
-            "epochs": 10,
-            "seconds": 100.0,
-            "trained": [{"precision": "fp32", "device": "abacus"}],
-        },
-        "embed": {
-            "knn": {"backbone": 0.4, "latent": 0.3, "random": 0.2},
-            "collapse": {"z_std": 0.9 if stop_gradient else 0.01},
-            "rankme": {"backbone": 50.0, "latent": 10.0, "random": 30.0},
-        },
-        "linear_eval": {"backbone": linear, "latent": linear, "random": linear, "random_latent": linear}
-        | {"few_labels": {"1%": {"backbone": 0.3, "latent": 0.2, "random": 0.1}}},
-        "finetune": {"top1": finetuned, "top5": finetuned + 0.3, "seconds": 10.0, "trained": [{"device": "slide rule"}]},
-        "project": {name: space for name in ("latent", "backbone", "random")}
-        | {"finetuned": {"silhouette": finetuned - 0.5, "pca_variance_2": 0.3}}
-        | {"centroid_distances": {"latent": distances.tolist()}},
-        "finetunings": {
-            "backbone": {"top1": finetuned + 0.1, "top5": finetuned + 0.2},
-            "few_labels": {"1%": {"images": 500, "pretrained": 0.35, "random": 0.25}},
-        },
-        "shap_mass": shap | {"images": 100, "background": 10},
+    metrics: dict[str, Any] = {
+        "pretrain": {"loss": -0.8, "z_std": 0.9 if healthy else 0.1, "rankme": 3.0 + np.log2(dim), "first_share": 0.3}
+        | {"verdict": "healthy" if healthy else "collapsed to a point", "epochs": 10, "seconds": 100.0 + seed},
+        "embed": {"knn": {space: top1[space] for space in SPACES}, "rankme": dict.fromkeys(SPACES, 20.0)}
+        | {"spectrum": {"latent": shares.tolist(), "backbone": np.sort(rng.dirichlet(np.ones(64)))[::-1].tolist()}},
+        "linear_eval": {space: {"top1": top1[space], "top5": 0.9, "confusion": confusion.tolist()} for space in SPACES},
+        "finetune": {"top1": top1["finetuned"], "top5": 0.95, "scratch": {"top1": 0.55, "top5": 0.9}}
+        | {"epochs": 1, "images": 50_000, "seconds": 30.0},
+        "project": {space: {"silhouette": frozen - 0.4, "pca_variance_2": 0.8} for space in MAPPED}
+        | {"finetuned": {"silhouette": tuned - 0.5, "pca_variance_2": 0.3}}
+        | {"centroid_distances": dict.fromkeys(MAPPED, distances.tolist())},
+        "explain": {"residual": dict.fromkeys(NETWORKS, 1e-6)} | {"mass": {"images": 100, "background": 10, **mass}},
+    }  # fmt: skip
+    result = {"point": point, "seed": seed, "classes": CLASSES, "test_images": TEST_IMAGES}
+    result["made_with"] = {"params": params | {"seed": seed}, "stages": stages, "code": "c", "images": "i", "machine": {}}
+    result |= {stage: metrics[stage] for stage in stages}
+    result = json.loads(json.dumps(result))
+    for key, value in changes.items():
+        put(result, key.replace("__", "."), value)
+    steps = np.arange(50, 1001, 50)
+    arrays: dict[str, Any] = {f"right_{space}": np.packbits(found) for space, found in right.items()}
+    arrays |= {"curve_step": steps, "curve_loss": -0.8 * (1 - np.exp(-steps / 300)) + rng.normal(0, 0.01, 20)}
+    arrays |= {"curve_z_std": 0.9 if healthy else np.exp(-steps / 100), "curve_rankme": np.full(20, 3 + np.log2(dim))}
+    arrays["curve_z_std"] = np.broadcast_to(arrays["curve_z_std"], 20).astype(np.float32)
+    arrays["maps_label"] = np.arange(100) % classes
+    centres = rng.normal(0, 3, (classes, 2))
+    names = [f"{s}_{m}" for s in ("latent", "finetuned") for m in ("pca", "tsne")] + ["latent", "finetuned"] * (dim == 2)
+    for name in names:
+        xy = centres[arrays["maps_label"]] + rng.normal(0, 1, (100, 2))
+        arrays |= {f"maps_{name}_1": xy[:, 0], f"maps_{name}_2": xy[:, 1]}
+    arrays["shap_images"] = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), np.uint8)  # the same at every point
+    arrays |= {"shap_labels": np.array([3, 8, 0]), "shap_shown": np.array([[3, 5], [8, 0], [0, 8]])}
+    for network in NETWORKS:
+        arrays[f"shap_{network}_values"] = rng.normal(0, 0.01, (3, 8, 8, classes)).astype(np.float16)
+        arrays[f"shap_{network}_logits"] = rng.normal(0, 3, (3, classes)).astype(np.float32)
+    wanted = {name for stage in stages for name in ARRAYS.get(stage, {})} | {
+        f"maps_{name}_{n}" for name in names for n in (1, 2)
     }
+    return result, {name: array for name, array in arrays.items() if name in wanted}
 
 
-def grid() -> list[dict[str, Any]]:
-    """One in which every claim of the report holds, but the last."""
-    trained = [result(2, 0.2, 0.50), result(8, 0.25, 0.505), result(32, 0.3, 0.51), result(512, 0.35, 0.52)]
-    return [*trained, result(512, 0.11, 0.515, stop_gradient=False)]
+def found(dim: int, seed: int = 0, stop_gradient: bool = True, space: str = "latent", **changes: Any) -> Found:
+    """A made-up result in memory."""
+    params = load(ROOT / "params.yaml").in_use() | {"latent_dim": dim, "stop_gradient": stop_gradient}
+    params["recipes"]["laptop"]["finetune"]["space"] = space
+    result, arrays = content(params, f"d{dim}{stop_gradient}{space}", seed, **changes)
+    numbers = {key: value for key, value in flat(result).items() if type(value) in (int, float)}
+    return Found(result["point"], seed, result, numbers, arrays)
 
 
-def verdicts(results: list[dict[str, Any]]) -> dict[str, str]:
-    return {claim["name"]: claim["verdict"] for claim in all_claims(points_table(results), results, "dvc x")}
+def grid(seeds: int = 1, **changes: Any) -> list[Found]:
+    """One in which every claim of the report holds."""
+    every = [found(dim, seed, **changes) for dim in DIMS for seed in range(seeds)]
+    return every + [found(512, seed, stop_gradient=False) for seed in range(seeds)]
+
+
+def verdicts(every: list[Found]) -> dict[str, str]:
+    return {claim["name"]: claim["verdict"] for claim in judged(grid_of(every))}
+
+
+STUDIES = {
+    "points": {f"d{dim}": {"latent_dim": dim} | ({"explain.mass_images": 100} if dim in (8, 32) else {}) for dim in DIMS}
+    | {"no_stop_gradient": {"stop_gradient": False}, "wide": {"recipes.laptop.model.width": 64}},
+    "studies": {
+        "dimension": {"points": [f"d{dim}" for dim in DIMS], "seeds": [0, 1], "stages": STAGES},
+        "stop_gradient": {"points": ["d512", "no_stop_gradient"], "seeds": [0, 1], "stages": STAGES},
+        "width": {"points": ["d512", "wide"], "seeds": [0], "stages": ["pretrain", "finetune"]},
+    },
+}
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time."""
+    monkeypatch.setattr("ablation.tables.draw", lambda path, *content: path.touch())
+
+
+def write_result(root: Path, point: str, seed: int, **changes: Any) -> Path:
+    """ablation/results/<point>/<seed>.json and .npz, made with the code, params and images that there are."""
+    params = load_point(root / "params.yaml", point, seed)
+    stages = work(params)[point][1]
+    result, arrays = content(params.in_use(), point, seed, stages, **changes)
+    result["made_with"] |= {"code": code.digest("ablation.point", code.FIGURES), "images": load_images(root).digest}
+    place = root / RESULTS / point / str(seed)
+    write_json(place.with_suffix(".json"), result)
+    write_npz(place.with_suffix(".npz"), **arrays)
+    return place
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A good result of one point."""
+    params = load(ROOT / "params.yaml").in_use() | {"latent_dim": 32}
+    result, arrays = content(params, "d32", 0)
+    place = tmp_path / RESULTS / "d32/0"
+    write_json(place.with_suffix(".json"), result)
+    write_npz(place.with_suffix(".npz"), **arrays)
+    return place
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory, cifar: ImageSet) -> Path:
+    """A folder with params.yaml, images, and results of all points but of the study `width`."""
+    root = tmp_path_factory.mktemp("study")
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    params["ablation"] = STUDIES
+    yaml.dump(params, root / "params.yaml")
+    cifar.save(root / "data/images.npz")
+    for point in ("no_stop_gradient", *(f"d{dim}" for dim in DIMS)):
+        for seed in (0, 1):
+            write_result(root, point, seed)
+    return root
+
+
+@pytest.fixture
+def root(template: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(template, tmp_path / "root")
+
+
+def effects(
+    rng: np.random.Generator, seeds: int, images: int, shared: NDArray[Any], *, seed: float, rest: float, mean: float = 0.0
+) -> Any:
+    """(seeds, images): mean, what a seed adds, what an image adds to every encoder, and the rest."""
+    return mean + rng.normal(0, seed, (seeds, 1)) + shared + rng.normal(0, rest, (seeds, images))
+
+
+def unpaired(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> Estimate:
+    """As it was before: images counted for each encoder alone, and again in the seeds."""
+    of_images = sum(group.mean() * (1 - group.mean()) / group.shape[1] for group in (a, b))
+    of_seeds = sum(group.mean(1).var(ddof=1) / len(group) for group in (a, b))
+    return Estimate(a.mean() - b.mean(), student.ppf(0.975, len(a) + len(b) - 2) * (of_images + of_seeds) ** 0.5)
+
+
+def test_the_interval_of_a_difference_covers_what_it_says() -> None:
+    """Images that are easy for one encoder are so for the other, and seeds differ a little."""
+    rng, seed, own, spread, runs = np.random.default_rng(0), 0.04, 0.5, 2.0, 500
+    truth = norm.cdf(0.3 / (1 + seed**2 + own**2 + spread**2) ** 0.5) - 0.5
+    within = {"new": 0, "old": 0}
+    for _ in range(runs):
+        shared = rng.normal(0, spread, 600)
+        a, b = (
+            effects(rng, 3, 600, shared + rng.normal(0, own, 600), seed=seed, rest=1, mean=mean) > 0 for mean in (0.3, 0.0)
+        )
+        for name, found in (("new", difference(a, b)), ("old", unpaired(a, b))):
+            within[name] += found.low <= truth <= found.high
+    assert 0.92 <= within["new"] / runs <= 0.98
+    assert within["old"] / runs > 0.99  # five times in a hundred it should have missed
+
+
+def test_with_one_seed_the_interval_is_of_paired_images() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.random((2, 1, 400)) < 0.3
+    expected = 1.96 * np.sqrt((a[0] * 1.0 - b[0]).var(ddof=1) / 400)
+    assert difference(a, b).half == pytest.approx(expected, rel=1e-4)
+    assert difference(a, a) == Estimate(0.0, 0.0)
+
+
+@pytest.mark.parametrize(("seed", "rest", "counts"), [(0.0, 1.0, (8, 8)), (1.0, 0.1, (3, 3)), (0.3, 1.0, (4, 1))])
+def test_neither_seeds_nor_images_are_counted_twice(seed: float, rest: float, counts: tuple[int, int]) -> None:
+    """Where the rest, or the seeds, are all there is; an error of images alone that is shared falls out."""
+    rng, within = np.random.default_rng(2), 0
+    for _ in range(1000):
+        shared = rng.normal(0, 5, 40)
+        a, b = (effects(rng, count, 40, shared, seed=seed, rest=rest) for count in counts)
+        found = contrast(a, -b)
+        within += found.low <= 0 <= found.high
+    assert 0.92 <= within / 1000 <= 0.975
+
+
+def with_rights(dim: int, rights: dict[str, NDArray[np.bool_]], seed: int) -> Found:
+    """A result in memory that only has which test images are classified right."""
+    made = {"params": {"latent_dim": dim}, "stages": ["linear_eval", "finetune"]}
+    result = {"made_with": made, "test_images": len(rights["latent"]), "pretrain": {"verdict": "healthy"}}
+    numbers = {f"linear_eval.{space}.top1": float(rights["latent"].mean()) for space in ("latent", "random_latent")}
+    arrays = {f"right_{space}": np.packbits(found) for space, found in rights.items()}
+    return Found(f"d{dim}", seed, result, numbers | {"finetune.scratch.top1": 0.5}, arrays)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_six_equal_dimensions_give_no_verdict(seeds: int) -> None:
+    """One in twenty, at the most, finds that fine-tuning hides, or does not hide, what is not there."""
+    rng, told, falls = np.random.default_rng(3), 0, 0
+    for _ in range(400):
+        shared = rng.normal(0, 1.5, 500)
+
+        def rights(shared: NDArray[Any] = shared) -> dict[str, NDArray[np.bool_]]:
+            limits = {"latent": 0.8, "finetuned": 0.0}
+            return {s: effects(rng, 1, 500, shared, seed=0.02, rest=1)[0] > limit for s, limit in limits.items()}
+
+        trained = {dim: [with_rights(dim, rights(), seed) for seed in range(seeds)] for dim in DIMS}
+        told += (found := CLAIMS["finetuning_hides_dimension"].judge(Grid(trained, {}, {}))).holds or found.fails
+        falls += CLAIMS["falls_with_dimension"].judge(Grid(trained, {}, {})).holds
+    assert told / 400 <= 0.05 and falls / 400 <= 0.05
 
 
 def test_where_all_is_as_the_report_says() -> None:
-    assert verdicts(grid()) == dict.fromkeys(CLAIMS, "holds") | {"top_left_corner": "does not hold"}
+    every = grid(3, tuned=0.6)
+    assert verdicts(every) == dict.fromkeys(CLAIMS, "holds")
+    claims = {claim["name"]: claim for claim in judged(grid_of(every))}
+    assert all(claim["control"] and claim["finding"] and not claim["reason"] for claim in claims.values())
+    top1 = {d: np.mean([e.numbers["linear_eval.latent.top1"] for e in every if e.params["latent_dim"] == d]) for d in DIMS}
+    assert f"{top1[2048]:.1%} to {top1[2]:.1%}" in claims["falls_with_dimension"]["finding"]
 
 
 def test_where_nothing_is_as_the_report_says() -> None:
-    results = [result(2, 0.35, 0.2), result(8, 0.34, 0.25), result(32, 0.30, 0.4), result(512, 0.33, 0.5)]
-    results.append(result(512, 0.2, 0.4, stop_gradient=False))
-    for number, each in enumerate(results):
-        each["embed"]["collapse"]["z_std"] = 0.9
-        each["project"]["latent"] = {"silhouette": -each["linear_eval"]["latent"]["top1"], "pca_variance_2": 0.3}
-        each["project"]["finetuned"] = {"silhouette": -each["finetune"]["top1"], "pca_variance_2": 0.4}
-        each["project"]["centroid_distances"]["latent"][3][5] = 1.5 + number
-        each["linear_eval"]["latent"]["confusion"][3][9] = 500
-    assert verdicts(results) == dict.fromkeys(CLAIMS, "does not hold")
+    every = []
+    for n, dim in enumerate(DIMS):
+        changes: dict[str, Any] = {"project__latent__silhouette": 0.01 * n, "project__latent__pca_variance_2": 0.3}
+        changes |= {"project__centroid_distances__latent__3__5": 1.5, "linear_eval__latent__confusion__3__9": 90}
+        changes["explain__mass__frozen__quadrants__0"] = {"mean": 0.26, "half_width": 0.01}
+        every.append(found(dim, frozen=0.38 - 0.02 * n, tuned=0.2 + 0.08 * n, **changes))
+    every.append(found(512, stop_gradient=False, frozen=0.2, tuned=0.3, pretrain__verdict="healthy"))
+    assert verdicts(every) == dict.fromkeys(CLAIMS, "does not hold") | {"finetuning_hides_dimension": "cannot be told"}
 
 
-def test_too_small_a_grid_tells_nothing() -> None:
-    alone = result(8, 0.3, 0.5)
-    alone["shap_mass"] = {}
-    told = verdicts([alone])
-    assert {name for name, verdict in told.items() if verdict != "cannot be told"} == {
-        "cat_is_nearer_to_dog",
-        "two_components",
-    }
+def losing(frozen: float, tuned: float) -> list[Found]:
+    """The smallest of three dimensions loses these shares of the images, of the largest's."""
+    every = []
+    for dim, share in ((2, 1.0), (8, 0.5), (32, 0.0)):
+        rights = {
+            name: np.arange(TEST_IMAGES) < TEST_IMAGES * (0.6 - lost * share) for name, lost in (("l", frozen), ("f", tuned))
+        }
+        every.append(found(dim))
+        every[-1].arrays.update(right_latent=np.packbits(rights["l"]), right_finetuned=np.packbits(rights["f"]))
+    return every
 
 
-def test_without_any_stop_gradient_nothing_is_told() -> None:
-    assert set(verdicts([result(512, 0.1, 0.5, stop_gradient=False)]).values()) == {"cannot be told"}
+@pytest.mark.parametrize(
+    ("frozen", "tuned", "verdict", "reason"),
+    [
+        (0.30, 0.02, "holds", ""),
+        (0.30, 0.28, "does not hold", ""),
+        (0.30, 0.15, "cannot be told", "the interval includes half of the frozen loss"),
+        (0.00, 0.30, "cannot be told", "frozen, no loss is beyond its interval"),
+    ],
+)
+def test_what_fine_tuning_hides_is_judged_by_the_ends(frozen: float, tuned: float, verdict: str, reason: str) -> None:
+    told = {claim["name"]: claim for claim in judged(grid_of(losing(frozen, tuned)))}["finetuning_hides_dimension"]
+    assert (told["verdict"], told["reason"]) == (verdict, reason)
+
+
+def test_too_little_to_tell_says_what_is_missing() -> None:
+    told = {claim["name"]: claim for claim in judged(grid_of([found(8, stages=["pretrain"])]))}
+    assert {claim["verdict"] for claim in told.values()} == {"cannot be told"}
+    assert "three latent dimensions" in told["falls_with_dimension"]["reason"]
+    assert "with and without stop-gradient" in told["collapse"]["reason"]
+    assert {claim["verdict"] for claim in judged(grid_of([found(512, stop_gradient=False)]))} == {"cannot be told"}
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(0.32, "holds"), (0.305, "cannot be told"), (0.28, "does not hold")])
 def test_the_corner_is_judged_by_the_interval(share: float, verdict: str) -> None:
-    results = grid()
-    for each in results:
-        each["shap_mass"]["frozen"]["quadrants"] = [{"mean": share, "half_width": 0.01}] * 4
-    assert verdicts(results)["top_left_corner"] == verdict
+    every = [found(dim, explain__mass__frozen__quadrants__0={"mean": share, "half_width": 0.01}) for dim in (8, 32)]
+    assert verdicts(every)["top_left_corner"] == verdict
 
 
-def test_a_difference_within_chance_tells_nothing() -> None:
-    results = [result(2, 0.340, 0.50), result(32, 0.345, 0.51), result(512, 0.350, 0.52)]
-    assert verdicts(results)["falls_with_dimension"] == "cannot be told"  # 1.0 point, where chance is 1.3
-    results[-1] = result(512, 0.360, 0.52)
-    assert verdicts(results)["falls_with_dimension"] == "holds"
-    unsure = [result(512, 0.360 + change, 0.52, seed=1 + seed) for seed, change in enumerate((-0.04, 0.04))]
-    assert verdicts([*results, *unsure])["falls_with_dimension"] == "cannot be told"
+def test_clusters_are_not_judged_by_a_collapsed_encoder() -> None:
+    """Six latents in an order that comes by chance; with one more that is last in both, as a collapsed one, p is below .05."""
+    silhouettes = [0.0, 0.3, 0.1, 0.2, 0.5, 0.4]  # Spearman .77, p .10
+    every = [found(dim, frozen=0.2 + 0.02 * n, project__latent__silhouette=silhouettes[n]) for n, dim in enumerate(DIMS)]
+    assert verdicts(every)["accuracy_goes_with_clusters"] == "cannot be told"
+    last: dict[str, Any] = {"frozen": 0.1, "project__latent__silhouette": -0.5}
+    assert verdicts([*every, found(16, **last)])["accuracy_goes_with_clusters"] == "holds"
+    for others in (
+        found(16, pretrain__verdict="collapsed onto one direction", **last),
+        found(512, stop_gradient=False, **last),
+    ):
+        assert verdicts([*every, others])["accuracy_goes_with_clusters"] == "cannot be told"
+
+
+@pytest.mark.parametrize(
+    ("without", "with_", "verdict"),
+    [
+        (["collapsed onto one direction", "collapsed to a point"], "healthy", "holds"),
+        (["collapsed to a point", "healthy"], "healthy", "cannot be told"),
+        (["healthy", "views too alike"], "healthy", "does not hold"),
+        (["collapsed to a point"], "collapsed to a point", "does not hold"),
+    ],
+)
+def test_collapse_is_told_by_the_training_batches(without: list[str], with_: str, verdict: str) -> None:
+    """Not by z_std, which BatchNorm on the latent keeps up."""
+    every = [found(8, pretrain__verdict=with_, pretrain__z_std=0.6)]
+    every += [found(8, n, False, pretrain__verdict=said, pretrain__z_std=0.6) for n, said in enumerate(without)]
+    assert verdicts(every)["collapse"] == verdict
+
+
+def test_ends_that_have_collapsed_tell_nothing_of_their_dimension() -> None:
+    every = grid()
+    every[0] = found(2, pretrain__verdict="collapsed to a point")
+    told = verdicts(every)
+    assert told["falls_with_dimension"] == told["finetuning_hides_dimension"] == "cannot be told"
+    every[5] = found(2048, pretrain__verdict="collapsed to a point")
+    assert verdicts(every)["two_components"] == "cannot be told"
 
 
 def test_half_of_what_a_claim_says_tells_nothing() -> None:
-    nearer_only, neither_half, few = grid(), grid(), grid()[:4]
+    nearer_only, less_only = grid(), [found(dim, project__finetuned__pca_variance_2=0.6) for dim in DIMS]
     for each in nearer_only:  # but taken for each other less often
-        each["linear_eval"]["latent"]["confusion"][3][9] = 500
-    for each in neither_half:
-        each["project"]["finetuned"]["pca_variance_2"] = 0.6
+        each.result["linear_eval"]["latent"]["confusion"][CAT][TRUCK] = 500
     assert verdicts(nearer_only)["cat_is_nearer_to_dog"] == "cannot be told"
-    for each in nearer_only:
-        each["linear_eval"]["latent"]["confusion"][3][9] = 0
-        each["project"]["centroid_distances"]["latent"][3][5] = 1.5
-    assert verdicts(nearer_only)["cat_is_nearer_to_dog"] == "cannot be told"
-    assert verdicts(neither_half)["two_components"] == "cannot be told"
-    assert verdicts(few)["accuracy_goes_with_clusters"] == "cannot be told"  # rho 1, but 2 of 24 orders
+    assert verdicts(less_only)["two_components"] == "cannot be told"
+    assert verdicts(grid()[:3])["accuracy_goes_with_clusters"] == "cannot be told"
 
 
-def test_with_batchnorm_on_the_latent_a_collapse_does_not_reach_zero() -> None:
-    results = grid()
-    results[-1]["embed"]["collapse"]["z_std"] = 0.2
-    points = points_table(results)
-    told = [
-        {claim["name"]: claim["verdict"] for claim in all_claims(points, results, "dvc x", floor)}
-        for floor in (0.0, 0.18, 0.5)
+def test_the_claim_of_cats_needs_cats() -> None:
+    every = grid()
+    for each in every:
+        each.result["classes"] = [f"kind {number}" for number in range(10)]
+    assert set(verdicts(every)) == set(CLAIMS) - {"cat_is_nearer_to_dog"}
+
+
+def test_points_fit_by_their_params_whatever_their_names() -> None:
+    """Other epochs, another method, or fewer labels are another grid; the head on the backbone is its control."""
+    others = [found(dim) for dim in (4, 16)]
+    others[0].params["recipes"]["laptop"]["pretrain"]["epochs"] = 3
+    others[1].params["method"] = "simclr"
+    few = [found(dim, frozen=0.9) for dim in (2, 512)]
+    for each in few:
+        each.params["recipes"]["laptop"]["finetune"]["labels"] = 0.1
+    measured = found(2048, 7)
+    measured.params["explain"]["mass_images"] = 5  # measures more, trains alike
+    control = [found(dim, space="backbone", tuned=0.6) for dim in (2, 2048)]
+    chosen = grid_of([*others, *few, *grid(), measured, *control])
+    assert list(chosen.trained) == list(DIMS) and list(chosen.without) == [512] and list(chosen.on_backbone) == [2, 2048]
+    assert [each.seed for each in chosen.trained[2048]] == [0, 7] and len(chosen.trained[2]) == 1
+    told = {claim["name"]: claim["control"] for claim in judged(chosen)}
+    assert "with the head on the backbone instead of the latent 0.0" in told["finetuning_hides_dimension"]
+
+
+def test_a_study_says_what_its_points_found(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study(root)
+    told = capsys.readouterr().err
+    assert "made with other" not in told
+    assert "study width: without wide, seed 0, of which there are no results" in told
+    assert "does not hold: " in told or "holds: " in told
+    folder = root / "reports/study/dimension"
+    table = pd.read_csv(folder / "table.csv").set_index("point")
+    top1 = [
+        json.loads((root / f"ablation/results/d32/{seed}.json").read_text())["linear_eval"]["latent"]["top1"]
+        for seed in (0, 1)
     ]
-    assert [each["collapse"] for each in told] == ["cannot be told", "holds", "holds"]
-    results[-1]["embed"]["collapse"]["z_std"] = 0.85
-    told = [{claim["name"]: claim["verdict"] for claim in all_claims(points_table(results), results, "dvc x", 0.5)}]
-    assert told[0]["collapse"] == "does not hold"
-
-
-def test_accuracies_at_two_dimensions_are_not_taken_for_seeds() -> None:
-    results = [*grid(), result(2, 0.11, 0.495, stop_gradient=False)]
-    assert verdicts(results)["finetuning_hides_stop_gradient"] == "holds"
-
-
-def test_with_several_seeds_noise_is_wider_than_with_many() -> None:
-    """Half the 95 % interval of Student's t, beside that of the test images."""
-    pair, exact = pd.Series([0.30, 0.34]), pd.Series([0.40])
-    of_images = 0.32 * 0.68 / 10_000 + 0.4 * 0.6 / 10_000
-    assert noise(pair, exact) == pytest.approx(12.706 * np.sqrt(0.04**2 / 2 / 2 + of_images), rel=1e-3)
-    assert noise(exact, exact) == pytest.approx(1.96 * np.sqrt(2 * 0.24 / 10_000), rel=1e-3)
-
-
-def test_claims_are_plain_json_with_their_numbers() -> None:
-    results = grid()
-    points = points_table(results)
-    claims = {
-        claim["name"]: claim for claim in json.loads(json.dumps(all_claims(points, results, "dvc x"), allow_nan=False))
+    assert table.loc["d32", "linear_eval.latent.top1"] == pytest.approx(np.mean(top1), abs=1e-6)
+    assert table.loc["d32", "linear_eval.latent.top1_sd"] == pytest.approx(abs(top1[0] - top1[1]) / 2**0.5, abs=1e-6)
+    assert table.loc["d32", ["changes", "seeds"]].tolist() == ["latent_dim=32 explain.mass_images=100", 2]
+    row = next(line for line in (folder / "table.md").read_text().splitlines() if line.startswith("| d32 |"))
+    assert f" | {100 * np.mean(top1):.1f} ± {100 * np.std(top1, ddof=1):.1f} | " in row and " | healthy | " in row
+    page = json.loads((folder / "study.json").read_text())
+    assert page["name"] == "dimension" and page["missing"] == page["stale"] == page["claims"] == []
+    assert {path.name for path in folder.iterdir()} == {"study.json", *(f"table.{e}" for e in ("csv", "md", "html"))} | {
+        f"{figure}.png" for figure in page["figures"]
     }
-    assert claims["falls_with_dimension"]["value"] == pytest.approx(0.15)
-    assert "20.0% at d = 2" in claims["falls_with_dimension"]["finding"]
-    clusters = scipy.stats.spearmanr(points["latent_silhouette"], points["latent_top1"])
-    assert claims["accuracy_goes_with_clusters"]["value"] == pytest.approx(clusters.statistic)
-    assert "(p = 0.017)" in claims["accuracy_goes_with_clusters"]["finding"]  # 2 of the 120 permutations
-    assert "-S seed=0 -S latent_dim=512 -S stop_gradient=false" in claims["collapse"]["command"]
-    assert claims["falls_with_dimension"]["command"] == "dvc x"
+    assert list(page["figures"]) == ["accuracy", "learning", "spectra"]
+    assert pd.read_csv(root / "reports/study/width/table.csv")["point"].tolist() == ["d512"]
 
-
-def test_tables_have_the_published_number_beside_ours() -> None:
-    points = points_table(grid())
-    first = table_1(points, published()).set_index(["latent_dim", "encoder"])
-    assert list(first.index) == [(d, encoder) for d in (512, 32, 8, 2) for encoder in ("frozen", "fine-tuned")]
-    assert first.loc[512, "seconds"].tolist() == [100.0, 10.0]
-    assert first.loc[512, "device"].tolist() == ["abacus", "slide rule"]
-    assert first.loc[(512, "frozen"), ["top1", "published_top1", "published_top5"]].tolist() == [0.35, 0.341, 0.851]
-    assert first.loc[(2, "fine-tuned"), ["top1", "published_top1", "backbone_top1"]].tolist() == [0.50, 0.627, 0.60]
-    second = table_2(points, published())
-    assert second[["encoder", "stop_gradient", "top1", "published_top1"]].to_numpy().tolist() == [
-        ["frozen", True, 0.35, 0.341],
-        ["fine-tuned", True, 0.52, 0.693],
-        ["frozen", False, 0.11, 0.104],
-        ["fine-tuned", False, 0.515, 0.692],
+    folder = root / "reports/study/lind_bosch_hu"
+    claims = json.loads((folder / "study.json").read_text())["claims"]
+    verdicts = json.loads((root / "reports/metrics/study_lind_bosch_hu.json").read_text())["study_lind_bosch_hu"]
+    assert verdicts == {claim["name"]: claim["verdict"] for claim in claims} and len(verdicts) == 8
+    first = pd.read_csv(folder / "table_1.csv").set_index(["latent_dim", "encoder"])
+    assert list(first.index) == [(dim, encoder) for dim in DIMS[::-1] for encoder in ("frozen", "fine-tuned")]
+    assert first.loc[(32, "frozen"), "top1"] == pytest.approx(np.mean(top1), abs=1e-6)
+    assert first.loc[(512, "frozen"), ["published_top1", "published_top5", "published_epochs"]].tolist() == [
+        0.341,
+        0.851,
+        50,
     ]
-    lines = markdown(second).splitlines()
-    assert lines[2].startswith("| 512 | frozen | yes | 35.0 |") and len(lines) == 6
-    assert table_2(points[points["stop_gradient"]], published()).empty
+    assert first.loc[(2, "fine-tuned"), ["published_top1", "control"]].tolist() == [0.627, 0.55]
+    second = pd.read_csv(folder / "table_2.csv")
+    assert second["stop_gradient"].tolist() == [True, True, False, False]
+    assert second["published_top1"].tolist() == [0.341, 0.693, 0.104, 0.692]
+    assert len(pd.read_csv(folder / "shap_mass.csv")) == 6 * 2 * 4
+    assert {path.stem for path in folder.glob("*.png")} == {"figure_1", "figure_2", "figure_3"}
 
 
-def test_seeds_become_means_and_deviations() -> None:
-    results = [result(8, top1, 0.5, seed=seed) for seed, top1 in enumerate((0.30, 0.34, 0.32))] + [result(2, 0.2, 0.4)]
-    table = table_1(points_table(results), published())
-    row = table.iloc[0]
-    assert row["top1"] == pytest.approx(0.32) and row["top1_sd"] == pytest.approx(0.02) and row["seeds"] == 3
-    assert "| 32.0 ± 2.0 |" in markdown(table) and "| 20.0 |" in markdown(table)
+def test_results_made_otherwise_are_named_and_marked(
+    root: Path, capsys: pytest.CaptureFixture[str], no_figures: None
+) -> None:
+    def changed(point: str, key: str, value: Any) -> None:
+        path = root / f"ablation/results/{point}/1.json"
+        result = json.loads(path.read_text())
+        put(result, key, value)
+        write_json(path, result)
 
-
-def test_few_labels() -> None:
-    results = [result(512, 0.3, 0.5), result(512, 0.3, 0.5, seed=1), result(8, 0.3, 0.5)]
-    results[1]["finetunings"]["few_labels"]["1%"]["pretrained"] = 0.45
-    results[2]["finetunings"]["few_labels"] = {}
-    table = few_labels_table(results)
-    assert len(table) == 1
-    assert table.iloc[0][["labels", "finetuned", "finetuned_random", "latent"]].tolist() == pytest.approx(
-        [500, 0.4, 0.25, 0.2]
-    )
-    assert table.iloc[0]["finetuned_sd"] == pytest.approx(0.1 / 2**0.5)
-
-
-def test_shap_mass_by_network() -> None:
-    results = [result(8, 0.3, 0.5), result(2, 0.3, 0.5)]
-    results[1]["shap_mass"] = {"run": []}
-    results[0]["shap_mass"]["frozen"]["quadrants"] = [
-        {"mean": share, "half_width": 0.01} for share in (0.28, 0.1, 0.2, 0.42)
+    changed("d2", "made_with.code", "older")
+    changed("d8", "made_with.images", "others")
+    changed("d32", "made_with.params.recipes.laptop.pretrain.epochs", 3)
+    for path in (root / "ablation/results/d128").glob("0.*"):
+        path.unlink()
+    study(root)
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if "made with" in line] == [
+        "study: d2, seed 1 was made with other code",
+        "study: d8, seed 1 was made with other images",
+        "study: d32, seed 1 was made with other params (recipes.laptop.pretrain.epochs: 3, now 10)",
     ]
-    table = shap_mass_table(results).set_index("network")
-    assert list(table.index) == ["frozen", "fine-tuned", "random encoder", "frozen, ReLUs used twice"]
-    quadrants = table.loc["frozen", ["top_left", "top_right", "bottom_left", "bottom_right"]]
-    assert quadrants.tolist() == [0.28, 0.1, 0.2, 0.42]
-    assert table["top_left"].tolist() == list(SHARES.values()) and set(table["latent_dim"]) == {8}
-    assert "| 36.0 ± 1.0 |" in markdown(table.reset_index()) and "| 11.0 ± 0.1 | 2e-06 |" in markdown(table.reset_index())
+    page = json.loads((root / "reports/study/dimension/study.json").read_text())
+    assert page["missing"] == ["d128, seed 0"] and len(page["stale"]) == 3
+    table = pd.read_csv(root / "reports/study/dimension/table.csv").set_index("point")
+    assert table.loc[["d2", "d8", "d512"], "stale"].fillna("").tolist() == ["code", "images", ""]
+    assert "made with other" in (root / "reports/study/dimension/table.html").read_text()
+    assert "made with other" not in (root / "reports/study/stop_gradient/table.html").read_text()
+    (root / "data/images.npz").unlink()
+    study(root)
+    assert "cannot be told whether the results are of the same images" in capsys.readouterr().err
 
 
-def entries(stage: dict[str, Any], kind: str) -> set[str]:
-    return {entry if isinstance(entry, str) else next(iter(entry)) for entry in stage.get(kind, [])}
+def test_without_results_there_is_a_line_with_the_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(root / "ablation")
+    for old in ("ablation/results/laptop", "reports/study/laptop"):  # of before there were names
+        (root / old).mkdir(parents=True)
+        (root / old / "study.json").write_text("no json")
+    study(root)
+    told = capsys.readouterr().err
+    assert "study width: it has no results: `for point in d512 wide; do python -m ablation.point $point; done`" in told
+    assert "study lind_bosch_hu: no point of method simsiam has results" in told
+    assert [path.name for path in (root / "reports/study").iterdir()] == ["laptop"]
 
 
-@pytest.mark.parametrize("name", [name for name in GRID if not name.endswith("_without")])
-def test_a_stage_of_the_grid_depends_on_what_it_imports(name: str) -> None:
-    stage = GRID[name]
-    folder = "ablation" if (ROOT / f"ablation/{name}.py").exists() else "stages"
-    code = {str(path.relative_to(ROOT)) for path in closure(ROOT / folder / f"{name}.py")}
-    assert {dep for dep in stage["deps"] if dep.endswith(".py")} == code
-    assert stage["cmd"].startswith(f"python -m {folder}.{name}")
+@pytest.mark.parametrize("at", ["write_text", "draw", "write_json"])
+def test_a_write_that_fails_keeps_the_old_study(
+    root: Path, monkeypatch: pytest.MonkeyPatch, no_figures: None, at: str
+) -> None:
+    def full(path: Path, *content: object) -> None:
+        raise UserError(f"no space left to write {path}")
+
+    study(root)
+    before = {path: path.read_bytes() for path in (root / "reports").rglob("*.*")}
+    write_result(root, "d2", 0, frozen=0.3)
+    monkeypatch.setattr(f"ablation.tables.{at}", full)
+    with pytest.raises(UserError, match="no space left"):
+        study(root)
+    assert before == {path: path.read_bytes() for path in (root / "reports").rglob("*.*")}
 
 
-@pytest.mark.parametrize("name", ["pretrain", "embed", "linear_eval", "finetune", "project", "explain"])
-def test_a_stage_of_the_grid_is_the_pipelines_at_another_point(name: str) -> None:
-    ours, root = GRID[name], STAGES[name]
-    assert entries(ours, "outs") == {POINT + path for path in written(name)}
-    shared = {"data/cifar10.npz"}
-    deps = {dep if dep in shared or dep.endswith(".py") else POINT + dep for dep in root["deps"] if dep != "data/recipe"}
-    assert set(ours["deps"]) == deps
-    told = {"recipe", "latent_dim", "stop_gradient", "seed"}  # on the command line
-    assert set(ours["params"]) == {param.replace("${recipe}", "${item.recipe}") for param in root["params"]} - told
-    assert {(key, item) for key, item in re.findall(r"(\w+)=\$\{item\.(\w+)\}", ours["cmd"])} == {(key, key) for key in told}
-    assert f"--root {POINT[:-1]} " in ours["cmd"]
+def test_an_old_study_gives_way_whole(root: Path, no_figures: None) -> None:
+    study(root)
+    (root / "reports/study/dimension/of_before.png").touch()
+    study(root)
+    assert not (root / "reports/study/dimension/of_before.png").exists()
+    assert {path.name for path in (root / "reports").iterdir()} == {"study", "metrics"}
 
 
-def test_the_grid_runs_with_and_without_stop_gradient_alike() -> None:
-    for name in [name for name in GRID if not name.endswith("_without") and name not in ("study", "page")]:
-        other = copy.deepcopy(GRID[f"{name}_without"])
-        assert other["matrix"]["stop_gradient"] == [False] and GRID[name]["matrix"]["stop_gradient"] == [True]
-        assert other | {"matrix": GRID[name]["matrix"]} == GRID[name]
+DAMAGES: dict[str, tuple[Any, ...]] = {
+    "finetune.top1": (7.5, None, "x", True, ..., float("nan")),
+    "linear_eval.latent.top1": (-0.1, [0.5], float("inf")),
+    "linear_eval.latent.confusion": ([[1, 2], [3]], [[1] * 10] * 9, [], None, [["x"] * 10] * 10),
+    "project.latent.silhouette": (1.5, "0.1"),
+    "project.centroid_distances.latent": ([], ...),
+    "embed.knn": ({}, None, 0.3),
+    "embed.spectrum.latent": ([], "x"),
+    "explain.mass": ({}, None, {"frozen": {}}),
+    "explain.mass.frozen.quadrants": ([], [1, 2, 3, 4]),
+    "pretrain": (..., [], "x"),
+    "pretrain.verdict": (None, 3),
+    "made_with.params": ({}, ...),
+    "made_with.stages": (["pretrain", "telepathy"], [["pretrain"]], "pretrain"),
+    "classes": ([], [1, 2], "cat"),
+    "test_images": (0, 1.5, None),
+    "point": ("d8",),
+    "seed": (1,),
+}
 
 
-def test_the_committed_study_is_of_the_committed_results() -> None:
-    """Tables and claims come from the committed points, by this code."""
-    params = load(ROOT / "params.yaml")
-    for folder in (ROOT / "reports/study").iterdir():
-        params = params.model_copy(update={"recipe": folder.name})
-        results = [result for result, _ in read_points(params, ROOT)]
-        points = points_table(results)
-        if folder.name == "laptop":
-            assert set(points["latent_dim"]) >= {2, 8, 32, 128, 512, 2048} and not points["stop_gradient"].all()
-        pd.testing.assert_frame_equal(pd.read_csv(folder / "points.csv"), points.round(6), check_dtype=False)
-        claims = json.loads((folder / "study.json").read_text())["claims"]
-        assert [(claim["name"], claim["verdict"], claim["finding"]) for claim in claims] == [
-            (claim["name"], claim["verdict"], claim["finding"])
-            for claim in all_claims(points, results, "", collapsed_z_std(params))
-        ]
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in DAMAGES.items() for value in values])
+def test_damage_in_a_result_is_one_line_with_file_and_key(place: Path, key: str, value: Any) -> None:
+    path = place.with_suffix(".json")
+    result = json.loads(path.read_text())
+    put(result, key, value)
+    path.write_text(json.dumps(result))
+    with pytest.raises(UserError) as caught:
+        read_one(place, {})
+    told = str(caught.value)
+    assert "\n" not in told and told.startswith(str(path)) and "python -m ablation.point d32 --seed 0" in told
+    assert {"point": "it is of point d8", "seed": "point d32, seed 1"}.get(key, key) in told
 
 
-@pytest.mark.parametrize("damage", ["another point", "older", "cut off", "no arrays", "nothing", "list"])
-def test_a_result_that_is_not_the_points_is_refused_in_one_line(tmp_path: Path, damage: str) -> None:
-    content = result(32 if damage == "another point" else 8, 0.3, 0.5)
-    if damage == "older":
-        del content["finetunings"]
-    path = tmp_path / "laptop/8-true-0.json"
-    write_json(path, [] if damage == "list" else content)
-    if damage in ("cut off", "nothing"):
-        path.write_bytes(path.read_bytes()[: 0 if damage == "nothing" else 100])
-    arrays = {"x": np.arange(3)} if damage == "no arrays" else dict.fromkeys(ARRAYS, np.arange(3))
-    write_npz(path.with_suffix(".npz"), **arrays)
-    with pytest.raises(UserError, match=r"8-true-0\.json or \.npz is damaged") as caught:
-        read_point(path.parent, "8-true-0")
+@pytest.mark.parametrize("text", ["", "[]", "3", "null", '{"point": "d32"', '{"made_with": "x"}'])
+def test_a_file_that_is_no_result_is_one_line(place: Path, text: str) -> None:
+    place.with_suffix(".json").write_text(text)
+    with pytest.raises(UserError, match=r"d32/0\.json") as caught:
+        read_one(place, {})
     assert "\n" not in str(caught.value)
 
 
-def test_a_write_that_fails_keeps_the_old_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(path: Path, figure: object) -> None:
-        raise OSError("no space left")
-
-    for name in ("ablation/results/laptop", "reports/study/laptop"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    before = {path.name for path in (tmp_path / "reports/study/laptop").iterdir()}
-    monkeypatch.setattr("ablation.study.save", full)
-    with pytest.raises(OSError, match="no space left"):
-        study(load(ROOT / "params.yaml"), tmp_path)
-    assert {path.name for path in (tmp_path / "reports/study/laptop").iterdir()} == before
-
-
-def test_a_point_that_is_named_twice_is_one() -> None:
-    grid = load(ROOT / "params.yaml").ablation.model_copy(
-        update={"latent_dim": [8, 2, 8], "without_stop_gradient": [8], "seed": [1, 1]}
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("curve_loss", np.zeros(0)),
+        ("curve_loss", np.full(20, np.nan)),
+        ("curve_z_std", np.zeros(19)),
+        ("curve_step", np.array(["a"] * 20)),
+        ("curve_rankme", None),
+        ("right_latent", np.zeros(51, np.uint8)),
+        ("right_latent", np.zeros(50, np.uint8)),
+        ("right_finetuned", np.zeros(51, np.float32)),
+        ("maps_label", np.full(100, 10)),
+        ("maps_latent_pca_1", np.zeros((100, 2))),
+        ("shap_shown", np.full((3, 2), -1)),
+        ("shap_frozen_values", np.zeros((3, 8, 8, 9))),
+        ("shap_random_values", None),
+    ],
+)
+def test_damage_in_a_results_arrays_is_one_line_with_file_and_name(place: Path, name: str, array: Any) -> None:
+    arrays = read_npz(place.with_suffix(".npz"))
+    write_npz(
+        place.with_suffix(".npz"), **{key: value for key, value in (arrays | {name: array}).items() if value is not None}
     )
-    assert grid_points(grid) == [(8, True, 1), (2, True, 1), (8, False, 1)]
+    with pytest.raises(UserError, match=rf"d32/0\.npz: {name} ") as caught:
+        read_one(place, {})
+    assert "\n" not in str(caught.value)
 
 
-def test_only_the_grids_points_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    params = load(ROOT / "params.yaml")
-    grid = params.ablation.model_copy(update={"latent_dim": [2, 8, 32], "without_stop_gradient": [512], "seed": [0]})
-    params = params.model_copy(update={"ablation": grid})
-    for name in ("2-true-0", "512-false-0", "64-true-0"):
-        latent_dim, stop_gradient, _ = name.split("-")
-        found = result(int(latent_dim), 0.3, 0.5, stop_gradient=stop_gradient == "true")
-        write_json(tmp_path / f"ablation/results/laptop/{name}.json", found)
-        write_npz(tmp_path / f"ablation/results/laptop/{name}.npz", **dict.fromkeys(ARRAYS, np.arange(3)))
-    points = [result["point"] for result, _ in read_points(params, tmp_path)]
-    assert [(point["latent_dim"], point["stop_gradient"]) for point in points] == [(2, True), (512, False)]
-    assert "without 8-true-0, 32-true-0, of which" in capsys.readouterr().err
-    with pytest.raises(UserError, match="no results of recipe paper"):
-        read_points(params.model_copy(update={"recipe": "paper"}), tmp_path)
+def test_both_files_are_of_one_run(place: Path) -> None:
+    read_one(place, {})
+    params = load(ROOT / "params.yaml").in_use() | {"latent_dim": 32}
+    write_npz(place.with_suffix(".npz"), **content(params, "d32", 0, frozen=0.5)[1])
+    with pytest.raises(UserError, match="the two files are of two runs"):
+        read_one(place, {})
+    place.with_suffix(".npz").unlink()
+    with pytest.raises(UserError, match=r"0\.npz.*is missing"):
+        read_one(place, {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "axis"),
+    [
+        ([{"latent_dim": 2}, {"latent_dim": 8, "explain.mass_images": 5}], ("latent_dim", {"p0": 2.0, "p1": 8.0})),
+        ([{"recipes.laptop.pretrain.lr": 0.1}, {}], ("recipes.laptop.pretrain.lr", {"p0": 0.1, "p1": 0.4})),
+        ([{"embed.knn_k": 5}, {"embed.knn_k": 20}], ("embed.knn_k", {"p0": 5.0, "p1": 20.0})),
+        ([{"latent_dim": 2}, {"latent_dim": 8, "recipes.laptop.pretrain.epochs": 3}], None),
+        ([{"stop_gradient": False}, {}], None),
+        ([{"recipes.laptop.pretrain.precision": "bf16"}, {}], None),
+        ([{}], None),
+    ],
+)
+def test_the_axis_is_the_one_number_that_differs(changes: list[dict[str, Any]], axis: Any) -> None:
+    points = {f"p{number}": [found(512)] for number in range(len(changes))}
+    for results, change in zip(points.values(), changes, strict=True):
+        for key, value in change.items():
+            put(results[0].params, key, value)
+    assert axis_of(points) == axis
+
+
+def test_accuracy_stands_at_the_axis_with_the_right_bars() -> None:
+    """On a logarithmic axis; bars are the deviation over seeds, and with one seed the test images' interval."""
+    points = {f"d{dim}": [found(dim, seed) for seed in range(1 + (dim < 100))] for dim in (512, 2, 32)}
+    figure = accuracy_figure(points, axis_of(points))
+    panel = figure.axes[0]
+    assert panel.get_xscale() == "log" and panel.get_xlabel() == "latent_dim"
+    bars: Any = next(each for each in panel.containers if each.get_label() == "latent")
+    line, _, (segments,) = bars.lines
+    assert line.get_xdata().tolist() == [2, 32, 512]
+    of_two, alone = ([e.numbers["linear_eval.latent.top1"] for e in points[name]] for name in ("d2", "d512"))
+    assert line.get_ydata()[[0, 2]].tolist() == pytest.approx([100 * np.mean(of_two), 100 * alone[0]])
+    heights = [segment[1, 1] - segment[0, 1] for segment in segments.get_segments()]
+    half = 196 * np.sqrt(alone[0] * (1 - alone[0]) / TEST_IMAGES)
+    assert [heights[0] / 2, heights[2] / 2] == pytest.approx([100 * np.std(of_two, ddof=1), half])
+    named = accuracy_figure(points, None).axes[0]
+    assert [text.get_text() for text in named.get_xticklabels()] == ["d512", "d2", "d32"]

@@ -22,7 +22,6 @@ from simsiam.checkpoint import (
     free,
     load_weights,
     open_store,
-    save_weights,
     store_folder,
     training_lock,
     trainings,

@@ -138,9 +138,7 @@ def test_a_constant_learning_rate_stays_at_the_peak() -> None:
         return model.falling.sum() + model.constant.weight.sum(), {}  # a gradient of 1 everywhere
 
     settings = but(SETTINGS, epochs=2, momentum=0.0, weight_decay=0.0)
-    train(
-        model, loss_of, examples=64, settings=settings, lr=1.6, seed=0, device=CPU, name="t", constant_lr=model.constant
-    )
+    train(model, loss_of, examples=64, settings=settings, lr=1.6, seed=0, device=CPU, name="t", constant_lr=model.constant)
     falling, constant = zip(*steps, strict=True)
     assert [a - b for a, b in itertools.pairwise(constant)] == pytest.approx([0.1] * 7, abs=1e-6)
     moved = [a - b for a, b in itertools.pairwise(falling)]

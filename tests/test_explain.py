@@ -1,7 +1,5 @@
 """SHAP values that add up, on a network whose answer is known; maps against an oracle and by their properties."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -9,17 +7,19 @@ from torch import Tensor, nn
 
 from simsiam.errors import UserError
 from simsiam.explain import MaxPoolOfRelus, explain, mass_by_quadrant, mass_radius
+from simsiam.images import ImageSet
 from simsiam.metrics import spectrum
-from simsiam.models import BasicBlock, Classifier, Encoder, EncoderSettings
+from simsiam.networks import BasicBlock, Classifier, Encoder
 from simsiam.projection import centroid_distances, knn_in_plane, map_trustworthiness, pca, silhouette, tsne
-from stages.explain import classes_to_show
-from tests.conftest import rng
+from simsiam.settings import EncoderSettings
+from stages.explain import background, classes_to_show, interval
+from tests.conftest import but, rng
 
 
 @pytest.mark.parametrize("stem", ["strided", "imagenet"])
 def test_values_add_up(tiny: EncoderSettings, images: Tensor, stem: str) -> None:
     pixels = images.float() / 255
-    classifier = Classifier(Encoder(replace(tiny, stem=stem)), nn.Linear(tiny.latent_dim, 10))  # type: ignore[arg-type]
+    classifier = Classifier(Encoder(but(tiny, stem=stem)), nn.Linear(tiny.latent_dim, 10))
     classifier(pixels)  # moves the BatchNorm buffers away from where they do nothing
     found = explain(classifier, pixels[:3], pixels[100:110], name="test")
     assert found.values.shape == (3, 3, 32, 32, 10)
@@ -53,6 +53,18 @@ def test_mass_by_quadrant_and_radius() -> None:
     radius = mass_radius(values)
     np.testing.assert_allclose(radius[[0, 1, 2, 3, 5]], [15.5 * 2**0.5] * 4 + [0.5**0.5])
     assert mass_radius(np.ones((1, 3, 32, 32, 10), np.float32))[0] == pytest.approx(12.2, abs=0.05)
+    assert mass_by_quadrant(np.zeros((1, 3, 8, 8, 2), np.float32)).tolist() == [[0] * 4]  # of a network that sees nothing
+
+
+def test_values_add_up_with_the_head_on_the_backbone(tiny: EncoderSettings, images: Tensor) -> None:
+    pixels = images.float() / 255
+    classifier = Classifier(Encoder(tiny), nn.Linear(64, 10), "backbone")
+    classifier(pixels)
+    found = explain(classifier, pixels[:2], pixels[100:110], name="test")
+    with torch.inference_mode():
+        logits = classifier.eval()(pixels[:2]).numpy()
+    np.testing.assert_allclose(found.logits, logits, atol=1e-5)
+    assert found.residual < 1e-3 and np.abs(found.values).max() > 1e-4
 
 
 def test_values_of_a_linear_network_are_weight_times_difference(tiny: EncoderSettings, images: Tensor) -> None:
@@ -91,6 +103,26 @@ def test_the_own_class_is_shown_first_then_the_highest() -> None:
     assert classes_to_show(np.array([1, 1]), logits, 3).tolist() == [[1, 0, 2], [1, 3, 2]]
 
 
+def test_of_two_classes_both_are_shown() -> None:
+    assert classes_to_show(np.array([1, 0]), np.array([[5.0, 1.0], [5.0, 1.0]]), 4).tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize(("count", "images"), [(50, 50), (399, 399), (1000, 399)])
+def test_the_background_has_every_class_and_no_more_images_than_there_are(cifar: ImageSet, count: int, images: int) -> None:
+    found = background(cifar, count, 0, torch.device("cpu"))
+    assert found.shape == (images, 3, 32, 32) and 0 <= float(found.min()) < float(found.max()) <= 1
+    known = {image.tobytes(): label for image, label in zip(cifar.x_train, cifar.y_train, strict=True)}
+    pixels = (255 * found).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    counts = np.bincount([known[image.tobytes()] for image in pixels], minlength=10)
+    assert counts.min() == images // 10
+
+
+def test_the_interval_is_that_of_the_normal_approximation() -> None:
+    samples = np.array([1.0, 2.0, 3.0, 6.0])
+    found = interval(samples)
+    assert found["mean"] == 3 and found["half_width"] == pytest.approx(1.96 * (14 / 3) ** 0.5 / 2)
+
+
 def test_pca_is_the_singular_value_decomposition() -> None:
     features = rng().normal(size=(200, 6)) * [5, 4, 3, 2, 1, 0.1] + 10
     coordinates, shares = pca(features)
@@ -108,7 +140,7 @@ def test_features_without_variance_have_a_map_too() -> None:
 
 
 def test_tsne_keeps_neighbours_and_is_reproducible() -> None:
-    labels = np.arange(150, dtype=np.uint8) % 3
+    labels = np.arange(150) % 3
     features = 6 * np.eye(3, 60)[labels] + rng().normal(size=(150, 60))
     shuffled = rng(1).permutation(150)
     plane = tsne(features, perplexity=20, seed=0)
@@ -118,7 +150,7 @@ def test_tsne_keeps_neighbours_and_is_reproducible() -> None:
 
 
 def test_cluster_quality_at_its_limits() -> None:
-    labels = np.arange(90, dtype=np.uint8) % 3
+    labels = np.arange(90) % 3
     apart, noise = 1000.0 * np.eye(3, 2)[labels] + rng().normal(size=(90, 2)), rng().normal(size=(90, 2))
     assert silhouette(apart, labels) > 0.95 and abs(silhouette(noise, labels)) < 0.15
     assert knn_in_plane(apart, labels) == 1 and knn_in_plane(noise, labels) < 0.6

@@ -1,22 +1,49 @@
 """What only a GPU can show; skipped where there is none."""
 
-from dataclasses import replace
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
-from simsiam.augment import AugmentSettings, draw, make_view
+from simsiam.augment import draw, make_view, random_view
 from simsiam.checkpoint import Store
-from simsiam.engine import TrainSettings, pick_device
-from simsiam.models import Encoder, EncoderSettings, SimSiam
+from simsiam.engine import StoreFor, pick_device, train
+from simsiam.explain import explain
+from simsiam.features import extract
+from simsiam.finetune import finetune, predict
+from simsiam.images import ImageSet
+from simsiam.methods.simsiam import SimSiam, SimSiamOptions
+from simsiam.networks import Classifier, Encoder
+from simsiam.parallel import local_device
 from simsiam.pretrain import pretrain
-from tests.conftest import generator
+from simsiam.settings import EncoderSettings, Finetune, Pretrain
+from tests.conftest import COLOURFUL, but, generator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-VIEW = AugmentSettings(32, (0.2, 1.0), 0.5, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5)
-SETTINGS = TrainSettings(epochs=2, batch_size=50, lr=0.1, momentum=0.9, weight_decay=5e-4, seed=0)
+VIEW = but(COLOURFUL, blur=0.5)
+OPTIONS = SimSiamOptions(stop_gradient=True, predictor_hidden=16, predictor_lr="cosine")
+SETTINGS = Pretrain(
+    epochs=2,
+    batch_size=50,
+    lr=0.1,
+    momentum=0.9,
+    weight_decay=5e-4,
+    precision="auto",
+    compile="never",
+    augment=VIEW,
+)
+
+
+@pytest.fixture
+def model(tiny: EncoderSettings) -> SimSiam:
+    return SimSiam(Encoder(tiny), OPTIONS)
+
+
+def kept(folder: Path) -> StoreFor:
+    return lambda identity: nullcontext(Store(folder))
 
 
 def test_views_are_those_of_the_cpu(images: Tensor) -> None:
@@ -25,28 +52,99 @@ def test_views_are_those_of_the_cpu(images: Tensor) -> None:
     torch.testing.assert_close(views, make_view(images[:50], drawn, VIEW), atol=5e-3, rtol=0)  # TF32
 
 
-def test_the_host_does_not_wait_within_a_step(tiny: EncoderSettings, images: Tensor) -> None:
+def test_the_host_does_not_wait_within_a_step(model: SimSiam, images: Tensor) -> None:
+    """Of the loop, too: only a look at the numbers waits, every 20 steps."""
     device = pick_device()
-    model, pixels = SimSiam(Encoder(tiny), 16).to(device), images.to(device)
-    indices = torch.arange(50, device=device)
-    random = generator()
+    model.to(device)
+    pixels, steps = images.to(device), 0
 
-    def step() -> None:
-        views = [make_view(pixels[indices], draw(50, 32, random, VIEW), VIEW) for _ in range(2)]
-        sum(output.sum() for output in model(*views)).backward()
+    def loss_of(network: nn.Module, batch: Tensor, random: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        nonlocal steps
+        steps += 1
+        if steps == 3:  # the first two set things up
+            torch.cuda.set_sync_debug_mode("error")
+        elif steps == 8:
+            torch.cuda.set_sync_debug_mode("default")
+        loss, latents = network(*(random_view(pixels[batch], random, VIEW) for _ in range(2)))
+        return loss, {"std": latents.std()}
 
-    step()
-    torch.cuda.set_sync_debug_mode("error")
     try:
-        step()
+        train(model, loss_of, examples=400, settings=but(SETTINGS, batch_size=40), lr=0.1, seed=0, device=device, name="x")
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert steps == 20
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_finished_training_is_found(tiny: EncoderSettings, images: Tensor, tmp_path: Path, precision: str) -> None:
-    settings = replace(SETTINGS, precision=precision)  # type: ignore[arg-type]
-    pixels = images.to(pick_device())
-    whole = pretrain(SimSiam(Encoder(tiny), 16), pixels, augment=VIEW, settings=settings, store=Store(tmp_path))
-    again = pretrain(SimSiam(Encoder(tiny), 16), pixels, augment=VIEW, settings=settings, store=Store(tmp_path))
+    settings, pixels = but(SETTINGS, precision=precision), images.to(pick_device())
+    one, two = SimSiam(Encoder(tiny), OPTIONS), SimSiam(Encoder(tiny), OPTIONS)
+    whole = pretrain(one, pixels, settings=settings, seed=0, store_for=kept(tmp_path))
+    again = pretrain(two, pixels, settings=settings, seed=0, store_for=kept(tmp_path))
     assert again.records == whole.records and whole.records[-1]["loss"] < whole.records[0]["loss"] + 0.05
+    assert whole.machine["precision"] == {"fp32": "tf32", "bf16": "bf16"}[precision]
+
+
+def test_a_killed_training_goes_on(
+    tiny: EncoderSettings, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simsiam.engine.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("simsiam.engine.LOOK_EVERY", 1)
+    pixels = images.to(pick_device())
+    whole = pretrain(SimSiam(Encoder(tiny), OPTIONS), pixels, settings=SETTINGS, seed=0)
+    killed = SimSiam(Encoder(tiny), OPTIONS)
+    steps = 0
+
+    def stop(module: nn.Module, inputs: object) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 11:
+            raise RuntimeError("killed")
+
+    killed.register_forward_pre_hook(stop)
+    with pytest.raises(RuntimeError, match="killed"):
+        pretrain(killed, pixels, settings=SETTINGS, seed=0, store_for=kept(tmp_path))
+    resumed = pretrain(SimSiam(Encoder(tiny), OPTIONS), pixels, settings=SETTINGS, seed=0, store_for=kept(tmp_path))
+    assert [record["step"] for record in resumed.records] == [8, 16]
+    assert resumed.records[-1]["loss"] == pytest.approx(whole.records[-1]["loss"], abs=0.02)  # not bit for bit here
+
+
+def test_a_compiled_training_is_the_same_training(tiny: EncoderSettings, images: Tensor) -> None:
+    pixels = images.to(pick_device())
+    losses = [
+        pretrain(
+            SimSiam(Encoder(tiny), OPTIONS), pixels, settings=but(SETTINGS, compile=word, precision="fp32"), seed=0
+        ).records[-1]["loss"]
+        for word in ("never", "always")
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+
+
+def test_features_are_those_of_the_cpu_and_the_encoder_comes_home(model: SimSiam, images: Tensor) -> None:
+    encoder = model.encoder.eval()
+    expected = extract(encoder, images[:80])
+    found = extract(encoder, images[:80].to(pick_device()))
+    assert not next(encoder.parameters()).is_cuda
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=0.02)  # TF32
+
+
+def test_finetuning_and_its_predictions(model: SimSiam, images: Tensor, cifar: ImageSet) -> None:
+    training = SETTINGS.model_dump(exclude={"lr"})
+    settings = Finetune(**training, lr=[0.05, 0.1], held_out=50, space="latent", labels=1.0, budget="fixed")
+    pixels = images.to(pick_device())
+    tuned = finetune(model.encoder, pixels, cifar.y_train, classes=10, settings=settings, seed=0, name="test")
+    logits, _ = predict(tuned.classifier, pixels[:60])
+    assert len(tuned.trials) == 2 and logits.shape == (60, 10) and np.isfinite(logits).all()
+
+
+def test_shap_values_add_up(tiny: EncoderSettings, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # as the stage has it
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        classifier = Classifier(Encoder(tiny), nn.Linear(8, 10)).to(local_device())
+        pixels = images.to(local_device()).float() / 255
+        assert explain(classifier, pixels[:2], pixels[100:110], name="test").residual < 1e-3
+    finally:
+        torch.set_float32_matmul_precision(before)

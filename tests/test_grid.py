@@ -1,84 +1,88 @@
-"""The study's grid through DVC, on 500 real images."""
+"""The ablation through DVC, on 500 real images, and DVC's ordinary commands where it has not been run."""
 
 import json
-import time
+import subprocess
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
-from tests.clones import make_clone, run, set_params
+from tests.clones import environment, make_clone, run, set_params
+
+STAGES = ["pretrain", "embed", "linear_eval", "finetune", "project", "explain"]
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small repository, with a grid of two latent dimensions, one of them without stop-gradient too."""
-    clone = tmp_path_factory.mktemp("grid")
-    make_clone(clone)
-    changes: dict[str, Any] = {"latent_dim": [2, 8], "without_stop_gradient": [8]}
-    changes |= {"few_labels": {"latent_dim": [8], "share": [0.25, 1.0]}}
-    changes |= {"shap_mass": {"latent_dim": [8], "images": 10, "background": 10}}
-    set_params(clone, latent_dim=2, **{f"ablation__{key}": value for key, value in changes.items()})
-    told = run("dvc", "repro", "ablation/dvc.yaml", at=clone)  # in an empty clone: it fetches the images itself
-    assert "the study is in reports/study/" in told.stderr
-    run("git", "add", "--all", at=clone)
-    run("git", "commit", "-qm", "grid", at=clone)
+    """A fresh clone of a small repository whose pipeline has run, but not its ablation; with the pipeline run again here."""
+    origin, clone = tmp_path_factory.mktemp("origin"), tmp_path_factory.mktemp("fresh") / "clone"
+    make_clone(origin)
+    points: dict[str, Any] = {"d8": {"latent_dim": 8, "explain.mass_images": 10}, "collapsed": {"stop_gradient": False}}
+    points["labels_25"] = {"recipes.laptop.finetune.labels": 0.25, "recipes.laptop.finetune.budget": "grow"}
+    studies = {
+        "dimension": {"points": ["d8", "collapsed"], "seeds": [0], "stages": STAGES},
+        "few_labels": {"points": ["labels_25", "d8"], "seeds": [0, 1], "stages": ["pretrain", "finetune"]},
+    }
+    set_params(origin, latent_dim=2, ablation__points=points, ablation__studies=studies)
+    run("dvc", "repro", at=origin)
+    run("dvc", "commit", "--force", "ablation/dvc.yaml", at=origin)
+    run("git", "add", "--all", at=origin)
+    run("git", "commit", "-qm", "run", at=origin)
+    run("git", "clone", "-q", str(origin), str(clone), at=origin)
+    run("dvc", "repro", at=clone)
     return clone
 
 
-def test_tables_and_figures(clone: Path) -> None:
-    study = clone / "reports/study/laptop"
-    assert {path.stem for path in study.glob("*.png")} == {
-        "accuracy", "collapse", "spectra", "figure_1", "figure_2", "figure_3", "few_labels",
-    }  # fmt: skip
-    table = pd.read_csv(study / "table_1.csv").set_index(["latent_dim", "encoder"])
-    metrics = clone / "ablation/points/laptop/2-true-0/reports/metrics/linear_eval.json"
-    of_two = json.loads(metrics.read_text())["linear_eval"]["latent"]["top1"]
-    assert table.loc[(2, "frozen"), "top1"] == of_two and len(table) == 4
-    assert pd.read_csv(study / "table_2.csv")["stop_gradient"].tolist() == [True, True, False, False]
-    assert set(pd.read_csv(study / "shap_mass.csv")["latent_dim"]) == {8}
-    result = json.loads((clone / "ablation/results/laptop/8-true-0.json").read_text())
-    assert result["finetunings"]["few_labels"]["25%"]["images"] == 100
-    assert result["finetunings"]["few_labels"]["100%"]["pretrained"] == result["finetune"]["top1"]
+def test_ordinary_commands_work_where_the_ablation_has_not_been_run(clone: Path) -> None:
+    assert not (clone / "ablation/results").exists()
+    run("dvc", "exp", "run", "-S", "project.perplexity=5", at=clone)
+    name = json.loads(run("dvc", "exp", "show", "--json", at=clone).stdout)[1]["experiments"][0]["name"]
+    run("git", "checkout", ".", at=clone)
+    for command in (
+        ["exp", "apply", name], ["exp", "save"], ["commit"], ["commit", "--force"], ["checkout"], ["pull"], ["status"],
+        ["dag"], ["metrics", "show"], ["metrics", "diff"], ["plots", "show"], ["stage", "list"],
+    ):  # fmt: skip
+        run("dvc", *command, at=clone, timeout=120)
+    assert len(run("dvc", "status", at=clone).stdout.splitlines()) <= 3  # that the ablation's stage always runs
+    run("git", "checkout", ".", at=clone)
+    run("dvc", "checkout", at=clone)
 
 
-def test_the_pipeline_finds_what_the_grid_has_trained(clone: Path) -> None:
-    told = run("dvc", "repro", "pretrain", at=clone)
-    assert "pretrain: going on from step 12 of 12" in told.stderr
-    encoder = "ablation/points/laptop/2-true-0/models/encoder.pt"
-    assert (clone / encoder).read_bytes() == (clone / "models/encoder.pt").read_bytes()
+def test_points_side_by_side_compute_nothing_twice_and_say_what_they_were_made_with(clone: Path) -> None:
+    listed = run("python", "-m", "ablation.point", "--list", at=clone).stdout.splitlines()
+    assert listed == ["d8 0", "d8 1", "collapsed 0", "labels_25 0", "labels_25 1"]
+    command = ["python", "-m", "ablation.point", "d8", "--seed", "0"]
+    pair = [subprocess.Popen(command, cwd=clone, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=600)[1] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], told
+    assert sorted("there already" in text for text in told) == [False, True]
+    made = json.loads((clone / "ablation/results/d8/0.json").read_text())["made_with"]
+    assert made["params"]["latent_dim"] == 8 and made["params"]["explain"]["mass_images"] == 10
+    assert made["machine"]["threads"] == 1 and made["stages"] == STAGES and made["code"]
 
-
-@pytest.mark.long
-def test_one_more_dimension_is_one_more_encoder_and_a_failure_loses_nothing(clone: Path) -> None:
-    before = {path: path.read_bytes() for path in (clone / "ablation/results/laptop").iterdir()}
-    set_params(clone, ablation__latent_dim=[2, 8, 16])
-    broken = clone / "ablation/points/laptop/16-true-0/data/cifar10.npz"
-    broken.parent.mkdir(parents=True)
-    broken.write_bytes(b"no images")
-    failed = run("dvc", "repro", "--keep-going", "ablation/dvc.yaml", at=clone, check=False)
-    assert failed.returncode != 0 and "cifar10.npz" in failed.stderr
-    assert before == {path: path.read_bytes() for path in (clone / "ablation/results/laptop").iterdir()}
-    told = run("python", "-m", "ablation.study", at=clone)
-    assert "study: without 16-true-0, of which there are no results" in told.stderr
-
-    broken.unlink()
     told = run("dvc", "repro", "ablation/dvc.yaml", at=clone)
-    assert told.stdout.count("> python -m stages.pretrain ") == 1 and "pretrain: going on" not in told.stderr
-    assert len(pd.read_csv(clone / "reports/study/laptop/table_1.csv")) == 6
+    assert "d8, seed 0: there already" in told.stderr and "d8, seed 1: pretrain" in told.stderr
+    assert told.stderr.count("pretrain:   0%") == 3  # d8 of the other seed, and labels_25 of both: d = 2 was the pipeline's
+    found = {path.relative_to(clone / "ablation/results").as_posix() for path in clone.glob("ablation/results/*/*.json")}
+    assert found == {"d8/0.json", "d8/1.json", "collapsed/0.json", "labels_25/0.json", "labels_25/1.json"}
+    assert {"dimension", "few_labels"} <= {path.name for path in (clone / "reports/study").iterdir()}
+    assert not [path for path in (clone / ".checkpoints").iterdir() if path.name.startswith("point-")]  # no scratch folder
+    assert not (clone / "ablation/results/labels_25/0.npz").stat().st_size > 1_000_000
+
+    again = run("python", "-m", "ablation.point", at=clone)
+    assert again.stderr.count("there already") == 5 and "pretrain" not in again.stderr
+    set_params(clone, recipes__laptop__pretrain__lr=0.3)
+    assert "made with other params" in run("python", "-m", "ablation.study", at=clone).stderr
+    run("git", "checkout", "params.yaml", at=clone)
 
 
-@pytest.mark.long
-def test_the_queue_runs_the_grid_too(clone: Path) -> None:
-    set_params(clone, ablation__latent_dim=[2, 32])
-    run("python", "-m", "ablation.enqueue", at=clone)
-    run("dvc", "queue", "start", at=clone)
-    deadline = time.monotonic() + 600
-    while any(word in (status := run("dvc", "queue", "status", at=clone).stdout) for word in ("Queued", "Running")):
-        assert time.monotonic() < deadline, status
-        time.sleep(3)
-    assert status.count("Success") == 3 and "Failed" not in status
-    told = run("dvc", "repro", "ablation/dvc.yaml", at=clone)
-    assert "pretrain@laptop-32-true-0' is cached - skipping run, checking out outputs" in told.stdout
-    assert "> python -m stages." not in told.stdout
+def test_a_point_that_fails_is_named_and_stops_no_other(clone: Path) -> None:
+    set_params(clone, ablation__points={"bad": {"recipes.laptop.pretrain.batch_size": 401}, "d8": {"latent_dim": 8}})
+    stages = {"points": ["bad", "d8"], "seeds": [0], "stages": ["pretrain"]}
+    set_params(clone, ablation__studies={"two": stages})
+    failed = run("python", "-m", "ablation.point", at=clone, check=False)
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr
+    assert "error: bad, seed 0: pretrain: batch_size is 401 but there are only 400 images" in failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith("error: without results: bad, seed 0 (")
+    assert json.loads((clone / "ablation/results/d8/0.json").read_text())["made_with"]["stages"] == ["pretrain"]
+    run("git", "checkout", "params.yaml", at=clone)

@@ -73,9 +73,12 @@ def test_the_digest_tells_all_that_a_result_can_depend_on(cifar: ImageSet) -> No
     label[7] = (label[7] + 1) % 10
     part[0] = images.TEST
     names = ("plane", *CLASSES[1:])
-    others = [replace(cifar, **{name: value}) for name, value in zip(
-        ("images", "labels", "split", "classes"), (pixel, label, part, names), strict=True
-    )]  # fmt: skip
+    others = [
+        replace(cifar, images=pixel),
+        replace(cifar, labels=label),
+        replace(cifar, split=part),
+        replace(cifar, classes=names),
+    ]
     assert len({cifar.digest, *(other.digest for other in others)}) == 5
     assert cifar.digest == replace(cifar).digest
 
@@ -100,7 +103,8 @@ BAD: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_file_of_something_else_is_refused(cifar: ImageSet, tmp_path: Path, kind: str) -> None:
-    arrays = {"images": cifar.images, "labels": cifar.labels, "split": cifar.split, "classes": np.array(CLASSES)} | BAD[kind]
+    arrays: dict[str, Any] = {name: getattr(cifar, name) for name in ("images", "labels", "split")}
+    arrays |= {"classes": np.array(CLASSES)} | BAD[kind]
     write_npz(tmp_path / "images.npz", **{name: array for name, array in arrays.items() if array is not None})
     with pytest.raises(UserError, match=r"images\.npz does not hold a set of images: delete it") as caught:
         images.load(tmp_path / "images.npz")

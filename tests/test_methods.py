@@ -91,7 +91,7 @@ def test_the_predictor_keeps_the_peak_rate_when_told_to(tiny: EncoderSettings) -
 def test_a_seed_makes_the_predictor_too_and_another_stream_than_the_encoder(tiny: EncoderSettings) -> None:
     before = torch.get_rng_state()
     one, two, other = (SimSiam(Encoder(settings), OPTIONS) for settings in (tiny, tiny, but(tiny, seed=4)))
-    weights = [model.predictor[0].weight for model in (one, two, other)]
+    weights = [next(model.predictor.parameters()) for model in (one, two, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     assert torch.equal(before, torch.get_rng_state())
     plain = Encoder(tiny).state_dict()  # the random encoder that embed compares with
@@ -129,7 +129,7 @@ def test_options_are_of_the_chosen_recipe_and_method() -> None:
         ({"method": "byol"}, "method is 'byol': it should be one of simsiam"),
         (
             {"recipes__laptop__methods__simsiam__hidden": 3},
-            "unknown key recipes.laptop.methods.simsiam.hidden: allowed here are stop_gradient, predictor_hidden, predictor_lr",
+            "unknown key recipes.laptop.methods.simsiam.hidden: allowed here are stop_gradient, predictor_hidden",
         ),
         (
             {"recipes__laptop__methods__simsiam__predictor_lr": "fast"},

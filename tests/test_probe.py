@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -27,8 +28,15 @@ TRAIN, TEST = slice(0, 800), slice(800, 3200)
 LABELS = np.arange(3200) % 10
 
 
-def probe(features: Floats, labels: Labels = LABELS[TRAIN], *, classes: int = 10, l2s: tuple[float, ...] = L2S) -> Probe:
-    return linear_probe(features, labels, classes=classes, held_out=100, seed=0, device=CPU, l2s=l2s, name="t")
+def probe(
+    features: Floats,
+    labels: Labels = LABELS[TRAIN],
+    *,
+    classes: int = 10,
+    l2s: tuple[float, ...] = L2S,
+    held_out: int = 100,
+) -> Probe:
+    return linear_probe(features, labels, classes=classes, held_out=held_out, seed=0, device=CPU, l2s=l2s, name="t")
 
 
 def top1(found: Probe, features: Floats, labels: Labels = LABELS[TEST]) -> float:
@@ -53,20 +61,32 @@ def plain() -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("space", ["pixels", "backbone", "latent"])
-@pytest.mark.parametrize("l2", [1e-1, 1e-3])
+@pytest.mark.parametrize("l2", [1e-2, 1e-4])
 def test_a_probe_is_scikit_learns_logistic_regression(
     space: str, l2: float, cifar: ImageSet, images: Tensor, tiny: EncoderSettings
 ) -> None:
-    pixels = cifar.x_train.reshape(400, -1)[:, ::32].astype(np.float32)
     backbone, latent = extract(Encoder(but(tiny, latent_dim=32)), images)
+    pixels = cifar.x_train.reshape(400, -1)[:, ::32].astype(np.float32)
     features = {"pixels": pixels, "backbone": backbone, "latent": latent}[space]
     found = probe(features, cifar.y_train, l2s=(l2,))
-    oracle = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (400 * l2), max_iter=10_000, tol=1e-8))
-    oracle.fit(features.astype(np.float64), cifar.y_train)
-    theirs = oracle.decision_function(features.astype(np.float64))
-    assert found.loss == pytest.approx(loss(theirs, cifar.y_train), abs=1e-3)
-    assert found.loss == pytest.approx(loss(found.scores(features), cifar.y_train), abs=1e-4)  # folded into raw features
-    assert top1(found, features, cifar.y_train) == pytest.approx(top_k(theirs, cifar.y_train, 1), abs=0.003)
+    assert not found.whitened
+    agrees(found, features, cifar.y_train, StandardScaler())
+
+
+def test_a_whitened_one_too(plain: NDArray[np.float32]) -> None:
+    mixed = (plain @ condition_1000(12)).astype(np.float32)
+    found = probe(mixed[TRAIN])
+    assert found.whitened
+    agrees(found, mixed[TRAIN], LABELS[TRAIN], StandardScaler(), PCA(whiten=True))
+
+
+def agrees(found: Probe, features: Floats, labels: Labels, *scaled: StandardScaler | PCA) -> None:
+    """With scikit-learn's logistic regression at the same strength, on features scaled by these."""
+    solver = LogisticRegression(C=1 / (len(labels) * found.l2), max_iter=10_000, tol=1e-6)
+    theirs = make_pipeline(*scaled, solver).fit(features.astype(np.float64), labels).decision_function(features)
+    assert found.loss == pytest.approx(loss(theirs, labels), abs=1e-3)
+    assert found.loss == pytest.approx(loss(found.scores(features), labels), abs=1e-4)  # folded into raw features
+    assert top1(found, features, labels) == pytest.approx(top_k(theirs, labels, 1), abs=0.003)
     np.testing.assert_allclose(softmax(found.scores(features), 1), softmax(theirs, 1), atol=0.02)
 
 
@@ -74,6 +94,7 @@ def test_it_ends_at_the_optimum_of_its_objective(plain: NDArray[np.float32]) -> 
     """The gradient by the weights of standardised features, in float64 and from the raw weights that are returned."""
     x, y = plain[TRAIN].astype(np.float64), LABELS[TRAIN]
     found = probe(plain[TRAIN])
+    assert not found.whitened
     residual = softmax(found.scores(plain[TRAIN]).astype(np.float64), 1) - np.eye(10)[y]
     weights = found.weight * x.std(0)
     gradient = residual.T @ ((x - x.mean(0)) / x.std(0)) / len(x) + found.l2 * weights
@@ -124,9 +145,7 @@ INFORMATIVE = ["dead", "dead but for rounding", "duplicated", "rank-deficient", 
 
 
 @pytest.mark.parametrize("case", [*INFORMATIVE, "equal", "equal but for rounding", "one direction"])
-def test_degenerate_features_do_no_harm(
-    case: str, plain: NDArray[np.float32], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_degenerate_features_do_no_harm(case: str, plain: NDArray[np.float32], capsys: pytest.CaptureFixture[str]) -> None:
     features = degenerate(case, plain).astype(np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -164,33 +183,44 @@ def test_two_classes(plain: NDArray[np.float32]) -> None:
     assert found.weight.shape == (2, 12) and top1(found, features[300:], labels[300:]) > 0.95
 
 
-@pytest.mark.parametrize("examples", [1, 3])
-def test_a_class_may_be_missing_from_the_slice_or_from_the_others(examples: int, plain: NDArray[np.float32]) -> None:
-    labels = np.sort(np.concatenate([np.arange(797 + 3 - examples) % 9, np.full(examples, 9)]))
-    features = plain[np.concatenate([np.flatnonzero(LABELS == c)[: (labels == c).sum()] for c in range(10)])]
-    sides = [labels[side] for side in split(labels, 100, 0)]
-    assert any((side == 9).sum() == 0 for side in sides)
-    found = probe(features, labels)
-    assert np.isfinite(found.weight).all() and top1(found, features, labels) > 0.85
+@pytest.mark.parametrize(("held_out", "missing"), [(5, 1), (100, 0)])
+def test_a_class_may_be_missing_from_the_slice_or_from_the_others(
+    held_out: int, missing: int, plain: NDArray[np.float32]
+) -> None:
+    rows = np.concatenate([np.flatnonzero(LABELS[TRAIN] < 9), [9]])  # a single example of the last class
+    assert not (LABELS[rows][split(LABELS[rows], held_out, 0)[missing]] == 9).any()
+    found = probe(plain[rows], LABELS[rows], held_out=held_out)
+    assert np.isfinite(found.weight).all() and top1(found, plain[rows], LABELS[rows]) > 0.85
 
 
-def test_the_strength_follows_what_the_slice_says(capsys: pytest.CaptureFixture[str]) -> None:
-    """Few examples among many useless dimensions need a strong penalty; many examples of few dimensions none."""
+def test_the_strength_follows_what_the_slice_says(plain: NDArray[np.float32], capsys: pytest.CaptureFixture[str]) -> None:
+    """Few examples among many useless dimensions need a strong penalty; many examples of few dimensions hardly any."""
     labels = np.arange(4000) % 4
     wide = rng().normal(size=(4000, 100)).astype(np.float32)
     wide[:, :4] += 1.5 * np.eye(4, dtype=np.float32)[labels]
     few = probe(wide[:200], labels[:200], classes=4)
-    many = probe(wide[:2000, :6], labels[:2000], classes=4)
-    assert few.l2 >= 0.01 > 10 * many.l2
+    assert few.l2 >= 0.01 > 2 * probe(plain, LABELS).l2
     weak = probe(wide[:200], labels[:200], classes=4, l2s=(1e-6,))
     assert top1(few, wide[2000:], labels[2000:]) > top1(weak, wide[2000:], labels[2000:]) + 0.03
     assert set(few.held_out) <= set(L2S) and len(few.held_out) >= 3 and few.l2 not in (min(L2S), max(L2S))
     assert "l2 1e-06 is at the edge" in (said := capsys.readouterr().err) and said.count("\n") == 1  # only of the third
 
 
+@pytest.mark.parametrize(("d", "expected"), [(8, {False, True}), (60, {False})])
+def test_few_examples_are_not_whitened(d: int, expected: set[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 examples besides the slice: in 60 dimensions they would all be equally far from each other."""
+    penalties = []
+    monkeypatch.setattr(
+        module, "fit", lambda *given, **named: penalties.append(np.ptp(given[3]) > 0) or fit(*given, **named)
+    )
+    probe(rng().normal(size=(200, d)).astype(np.float32) + 5 * rng(1).normal(size=(200, 1)), LABELS[:200])
+    assert set(penalties) == expected
+
+
 def test_equal_strengths_mean_the_strongest(plain: NDArray[np.float32]) -> None:
-    found = probe(plain[TRAIN], l2s=(1e-12, 1e-11, 1e-10))
-    assert found.l2 == 1e-10
+    noisy = plain[TRAIN] + 3 * rng(2).normal(size=(800, 12)).astype(np.float32)
+    found = probe(noisy, l2s=(1e-9, 1e-8, 1e-7))
+    assert found.l2 == 1e-7 and not found.whitened
 
 
 @pytest.mark.parametrize("l2s", [(1e-2, 1e-1, 1.0, 10.0), (1e2, 1e1, 1.0)])
@@ -222,9 +252,9 @@ def test_what_did_not_converge_says_so(
 ) -> None:
     centre, axes, variances = principal_axes(plain[TRAIN], "t")
     x, y = torch.from_numpy(((plain[TRAIN] - centre) @ axes).astype(np.float32)), torch.from_numpy(LABELS[TRAIN])
-    assert fit(x, y, variances, classes=10, l2=1e-3).converged
+    assert fit(x, y, variances, np.full(12, 1e-3), classes=10).converged
     monkeypatch.setattr(module, "MOST_STEPS", 3)
-    ended = fit(x, y, variances, classes=10, l2=1e-3)
+    ended = fit(x, y, variances, np.full(12, 1e-3), classes=10)
     assert not ended.converged and ended.iterations == 3 and ended.gradient_norm > 1e-4
     found = probe(plain[TRAIN])
     assert found.iterations <= 3

@@ -6,16 +6,18 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from simsiam.checkpoint import trainings
 from simsiam.files import sha256_file
-from tests.clones import environment, make_clone, run, set_params
+from tests.clones import end_processes_in, environment, make_clone, processes_in, run, set_params
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The small repository with its data and nothing trained yet; it saves five checkpoints a second."""
     clone = tmp_path_factory.mktemp("clone")
     make_clone(clone, save_every=0.2)
@@ -23,7 +25,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run("dvc", "repro", "download", at=clone)
     run("git", "add", "--all", at=clone)
     run("git", "commit", "-qm", "data", at=clone)
-    return clone
+    yield clone
+    end_processes_in(clone)  # DVC's queue leaves a daemon
 
 
 def newest(clone: Path) -> int:
@@ -63,6 +66,25 @@ def test_stopped_and_killed_trainings_go_on_and_fresh_trains_anew(clone: Path) -
     run("git", "checkout", "--force", ".", at=clone)
 
 
+def test_a_training_whose_dvc_is_gone_saves_and_stops(clone: Path) -> None:
+    run("python", "-m", "stages.checkpoints", "--free", at=clone)
+    set_params(clone, latent_dim=6)
+    with subprocess.Popen(["dvc", "repro", "pretrain"], cwd=clone, env=environment(), start_new_session=True) as dvc:
+        while newest(clone) == 0:
+            assert dvc.poll() is None, "it ended before there was a new checkpoint"
+            time.sleep(0.02)
+        mine = [pid for pid in processes_in(clone) if pid != dvc.pid]
+        dvc.kill()
+        dvc.wait(timeout=60)
+    assert mine
+    deadline = time.monotonic() + 120
+    while set(mine) & set(processes_in(clone)):
+        assert time.monotonic() < deadline, "it goes on training for nobody"
+        time.sleep(0.2)
+    assert 0 < newest(clone) < 150
+    run("git", "checkout", "--force", ".", at=clone)
+
+
 def test_torchrun_trains_and_dvc_finds_it_done(clone: Path) -> None:
     set_params(clone, latent_dim=4, recipes__laptop__pretrain__epochs=2)
     command = ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "stages.pretrain"]
@@ -83,8 +105,8 @@ def test_two_queued_experiments_train_side_by_side(clone: Path) -> None:
     for latent_dim in (4, 8):
         run("dvc", "exp", "run", "--queue", "-S", f"latent_dim={latent_dim}", "pretrain", at=clone)
     run("dvc", "queue", "start", "--jobs", "2", at=clone)
-    for _ in range(40):
-        time.sleep(5)
+    for _ in range(200):
+        time.sleep(1)
         status = run("dvc", "queue", "status", at=clone).stdout
         if status.count("Success") + status.count("Failed") == 2:
             break
@@ -102,7 +124,7 @@ def test_the_store_is_listed_and_freed(clone: Path) -> None:
     store = clone / ".checkpoints"
     listed = run("python", "-m", "stages.checkpoints", at=clone).stdout
     # Of the queue's two points one was trained by torchrun before; both went to the repository's own store.
-    assert len(listed.splitlines()) == 1 + len(list(store.glob("*/*"))) == 1 + 3
-    assert re.search(r"step 12  d 8  stop_gradient True  lr 0\.4  epochs 2  batch_size 64  seed 0", listed)
+    assert len(listed.splitlines()) == 1 + len(trainings(clone)) == 1 + 3
+    assert re.search(r"step 12  method simsiam  d 8  stop_gradient True  lr 0\.4  seed 0  epochs 2  batch_size 64", listed)
     assert "now freed" in run("python", "-m", "stages.checkpoints", "--free", at=clone).stdout
     assert not list(store.rglob("*.pt"))

@@ -4,36 +4,64 @@ torchrun --nproc-per-node=2 tests/two_processes.py FOLDER [FAIL_AT]     FAIL_AT:
 """
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
 
 from simsiam import engine, parallel
-from simsiam.augment import AugmentSettings, random_view
+from simsiam.augment import random_view
 from simsiam.checkpoint import Store
-from simsiam.engine import Result, TrainSettings, train
+from simsiam.engine import Record, Result, train
 from simsiam.files import read_npz
-from simsiam.losses import simsiam_loss
-from simsiam.models import Encoder, EncoderSettings, SimSiam
+from simsiam.methods.simsiam import SimSiam, SimSiamOptions
+from simsiam.networks import Encoder
+from simsiam.settings import Augment, EncoderSettings, Training
 
-ENCODER = EncoderSettings(8, "strided", 10, 8, "cifar10", 2, 16, True, 3)
-VIEW = AugmentSettings(16, (0.5, 1.0), 0.5, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.0)
-SETTINGS = TrainSettings(epochs=2, batch_size=40, lr=0.4, momentum=0.9, weight_decay=5e-4, seed=0, precision="fp32")
+ENCODER = EncoderSettings(
+    latent_dim=8,
+    stem="strided",
+    depth=10,
+    width=8,
+    normalisation="data",
+    projector_layers=2,
+    projector_hidden=16,
+    latent_norm=True,
+    seed=3,
+    mean=(0.49, 0.48, 0.45),
+    std=(0.25, 0.24, 0.26),
+)
+OPTIONS = SimSiamOptions(stop_gradient=True, predictor_hidden=16, predictor_lr="cosine")
+VIEW = Augment(
+    view_size=16,
+    crop_scale=[0.5, 1.0],
+    flip=0.5,
+    jitter=[0.4, 0.4, 0.4, 0.1],
+    jitter_probability=0.8,
+    grey=0.2,
+    blur=0.0,
+)
+SETTINGS = Training(epochs=2, batch_size=40, momentum=0.9, weight_decay=5e-4, precision="fp32", compile="never")
+LR = 0.4
 IMAGES = torch.from_numpy(read_npz(Path(__file__).parent / "data/cifar10_500.npz")["x_train"][:200]).permute(0, 3, 1, 2)
 
 
+def model() -> SimSiam:
+    """Always the same weights, in double precision."""
+    return SimSiam(Encoder(ENCODER), OPTIONS).double()
+
+
 def loss_of(network: nn.Module, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    """The SimSiam loss of a batch, in double precision; `batch` is watched as the sum of its indices."""
+    """The SimSiam loss of a batch; `indices` is watched, the sum of the batch's."""
     x = IMAGES[batch]
-    views = [random_view(x, generator, VIEW).double() for _ in range(2)]
-    loss = simsiam_loss(*network(*views))
+    loss, _ = network(*(random_view(x, generator, VIEW).double() for _ in range(2)))
     return loss, {"indices": batch.sum()}
 
 
 def fit(model: SimSiam, folder: Path, fail_at: int = -1) -> Result:
     """Train, with a checkpoint at every look and a look at every step."""
-    engine.SAVE_EVERY, engine.LOOK_EVERY, calls = 0.0, 1, 0
+    engine.SAVE_EVERY, engine.LOOK_EVERY, calls = -1.0, 1, 0
 
     def failing(network: nn.Module, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         nonlocal calls
@@ -42,17 +70,29 @@ def fit(model: SimSiam, folder: Path, fail_at: int = -1) -> Result:
             raise RuntimeError("process 1 fails")
         return loss_of(network, batch, generator)
 
-    cpu = torch.device("cpu")
+    def watch(record: Record) -> Record:
+        return {"watched_by": float(parallel.rank())}
+
     return train(
-        model, failing, examples=len(IMAGES), settings=SETTINGS, device=cpu, name="two", store=Store(folder / "store")
+        model,
+        failing,
+        examples=len(IMAGES),
+        settings=SETTINGS,
+        lr=LR,
+        seed=0,
+        device=torch.device("cpu"),
+        name="two",
+        store_for=lambda identity: nullcontext(Store(folder / "store")),
+        watch=watch,
     )
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     with parallel.joined(torch.device("cpu")):
-        model = SimSiam(Encoder(ENCODER), 16).double()
+        ours = model()
         if parallel.rank() == 1:  # process 0's weights count
-            nn.init.ones_(model.predictor[0].weight)  # type: ignore[arg-type]
-        result = fit(model, folder, *map(int, sys.argv[2:]))
-        torch.save({"model": model.state_dict(), "records": result.records}, folder / f"rank{parallel.rank()}.pt")
+            nn.init.ones_(ours.predictor[0].weight)  # type: ignore[arg-type]
+        result = fit(ours, folder, *map(int, sys.argv[2:]))
+        found = {"model": ours.state_dict(), "records": result.records, "machine": result.machine}
+        torch.save(found, folder / f"rank{parallel.rank()}.pt")

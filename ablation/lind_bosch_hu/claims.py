@@ -7,11 +7,12 @@ latent ("frozen") and of the fine-tuned network, on the test images; differences
 
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import permutation_test, spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from ablation.compare import Estimate, contrast, difference
 from ablation.results import Found, flat
@@ -91,7 +92,7 @@ def falls_with_dimension(grid: Grid) -> Finding:
     lost = difference(right(trained[large], "latent"), right(trained[small], "latent"))
     top1, random = over(trained, "linear_eval.latent.top1"), over(trained, "linear_eval.random_latent.top1")
     rho = correlation(np.array(list(trained)), top1)
-    words = f"from d = {large} to d = {small} {points(lost)} points are lost ({top1[-1]:.1%} to {top1[0]:.1%})"
+    words = f"{points(lost)} points are lost from d = {large} to d = {small} ({top1[-1]:.1%} to {top1[0]:.1%})"
     words += f"; Spearman {rho:.2f} over {len(top1)} dimensions"
     control = (
         f"on a random encoder's latent {100 * (random[-1] - random[0]):.1f} points ({random[-1]:.1%} to {random[0]:.1%})"
@@ -114,7 +115,7 @@ def finetuning_hides_stop_gradient(grid: Grid) -> Finding:
     with_, without = both_ways(grid.healthy, grid.without, "linear_eval", "finetune")
     dim = max(with_)
     control = f"trained from scratch it has {over(with_, 'finetune.scratch.top1')[-1]:.1%}"
-    return hidden(with_[dim], without[dim], f"without stop-gradient, at d = {dim},", control)
+    return hidden(with_[dim], without[dim], f"without stop-gradient at d = {dim}", control)
 
 
 def hidden(better: list[Found], worse: list[Found], what: str, control: str) -> Finding:
@@ -124,7 +125,7 @@ def hidden(better: list[Found], worse: list[Found], what: str, control: str) -> 
     lost, left = contrast(frozen, -frozen_worse), contrast(tuned, -tuned_worse)
     # A seed's two networks come from one encoder, so they are put together before the seeds are compared.
     beyond = contrast(tuned - HIDDEN * frozen, HIDDEN * frozen_worse - tuned_worse)
-    words = f"{what} {points(lost)} points are lost frozen ({frozen.mean():.1%} to {frozen_worse.mean():.1%}) and "
+    words = f"{what}: {points(lost)} points are lost frozen ({frozen.mean():.1%} to {frozen_worse.mean():.1%}) and "
     words += f"{points(left)} fine-tuned ({tuned.mean():.1%} to {tuned_worse.mean():.1%})"
     told = lost.low > 0
     untold = "the interval includes half of the frozen loss" if told else "frozen, no loss is beyond its interval"
@@ -132,20 +133,22 @@ def hidden(better: list[Found], worse: list[Found], what: str, control: str) -> 
 
 
 def collapse(grid: Grid) -> Finding:
-    without, with_ = (sum(cells.values(), []) for cells in both_ways(grid.without, grid.trained))
+    without, with_ = (together(cells) for cells in both_ways(grid.without, grid.trained))
     count, count_with = (sum(map(collapsed, found)) for found in (without, with_))
 
     def said(found: list[Found]) -> str:
         verdicts = ", ".join(dict.fromkeys(each.verdict for each in found))
-        return (
-            f"{sum(map(collapsed, found))} of {len(found)} trainings ({verdicts}; z_std {listed(found, 'pretrain.z_std')})"
-        )
+        z_std = ", ".join(f"{each.numbers['pretrain.z_std']:.2f}" for each in found)
+        return f"{sum(map(collapsed, found))} of {len(found)} trainings ({verdicts}; z_std {z_std})"
 
     words = f"collapsed are {said(without)} without stop-gradient, and {said(with_)} with it"
     control = "what a collapsed latent is worth was not measured"
     if measured := [each for each in without if each.has("linear_eval")]:
-        top1 = (listed(measured, f"linear_eval.{space}.top1") for space in ("latent", "random_latent"))
-        control = "linear top-1 on the latent without stop-gradient {}, of a random encoder {}".format(*top1)
+        top1 = [
+            np.mean([each.numbers[f"linear_eval.{space}.top1"] for each in measured])
+            for space in ("latent", "random_latent")
+        ]
+        control = f"linear top-1 on the latent without stop-gradient {top1[0]:.1%}, of a random encoder {top1[1]:.1%}"
     holds, fails = count == len(without) and not count_with, not count or count_with == len(with_)
     return Finding(holds, fails, words, control, "some of the trainings collapse, and others do not")
 
@@ -171,7 +174,7 @@ def accuracy_goes_with_clusters(grid: Grid) -> Finding:
 
 
 def cat_is_nearer_to_dog(grid: Grid) -> Finding:
-    every: list[Found] = sum(having(grid.healthy, "linear_eval", "project").values(), [])
+    every = together(having(grid.healthy, "linear_eval", "project"))
     if not every:
         raise Untold("no encoder with stop-gradient was measured that has not collapsed")
 
@@ -181,7 +184,8 @@ def cat_is_nearer_to_dog(grid: Grid) -> Finding:
         distances = [np.array(each.result["project"]["centroid_distances"][space]) for each in every]
         taken = [np.array(each.result["linear_eval"][space]["confusion"]) for each in every]
         taken = [matrix + matrix.T for matrix in taken]
-        return tuple([float(m[cat, dog] / max(m[cat, truck], 1e-12)) for m in found] for found in (distances, taken))
+        first, second = ([float(m[cat, dog] / max(m[cat, truck], 1e-12)) for m in found] for found in (distances, taken))
+        return first, second
 
     def said(near: list[float], taken: list[float]) -> str:
         return (
@@ -213,46 +217,44 @@ def two_components(grid: Grid) -> Finding:
 
 
 def top_left_corner(grid: Grid) -> Finding:
-    every: list[Found] = sum(having(grid.healthy, "explain").values(), [])
-    every = [each for each in every if "mass" in each.result["explain"]]
+    every = [each for each in together(having(grid.healthy, "explain")) if "mass" in each.result["explain"]]
     if not every:
         raise Untold("where the SHAP mass lies was measured of no encoder with stop-gradient that has not collapsed")
 
-    def corners(network: str) -> list[tuple[float, float]]:
+    def corners(network: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         key = f"explain.mass.{network}.quadrants.0"
-        return [(each.numbers[f"{key}.mean"], each.numbers[f"{key}.half_width"]) for each in every]
+        mean, half = (np.array([each.numbers[f"{key}.{part}"] for each in every]) for part in ("mean", "half_width"))
+        return mean, half
 
-    said = {
-        network: ", ".join(f"{100 * mean:.1f} ± {100 * half:.1f}" for mean, half in corners(network))
-        for network in ("frozen", "finetuned", "random", "stock")
-    }
-    dims = ", ".join(str(each.params["latent_dim"]) for each in every)
-    words = f"in per cent at d = {dims}: frozen {said['frozen']}; fine-tuned {said['finetuned']}"
+    said = {}
+    for network in ("frozen", "finetuned", "random", "stock"):
+        mean, half = corners(network)
+        said[network] = f"{100 * mean.min():.1f} to {100 * mean.max():.1f} (± {100 * half.mean():.1f})"
+    words = f"its share in per cent, {len(every)} encoders: frozen {said['frozen']}; fine-tuned {said['finetuned']}"
     control = (
-        f"random encoder {said['random']}; frozen, but with each ReLU used twice as in the usual code, so that the values "
+        f"random encoders {said['random']}; frozen, but with each ReLU used twice as in the usual code, so that the values "
     )
     control += f"do not add up, {said['stock']}"
-    low, high = min(mean - half for mean, half in corners("frozen")), max(mean + half for mean, half in corners("frozen"))
-    return Finding(
-        low > CORNER, high < CORNER, words, control, f"intervals include {CORNER:.0%}, or lie on both sides of it"
-    )
+    mean, half = corners("frozen")
+    untold = f"intervals include {CORNER:.0%}, or lie on both sides of it"
+    return Finding(bool((mean - half > CORNER).all()), bool((mean + half < CORNER).all()), words, control, untold)
 
 
 CLAIMS = {
     "falls_with_dimension": Claim(
         "The frozen encoder's accuracy falls slightly as the latent dimension is reduced.",
         "section 5.1, Table 1: 34.1 % at d = 512, 22.8 % at d = 2",
-        "The smallest is compared with the largest dimension. Holds if the accuracy at the smallest is lower beyond the interval "
-        f"and Spearman's correlation with the dimension is at least {MONOTONE}; does not if the interval leaves a loss of less "
-        f"than {100 * SMALL:.0f} point. It takes three dimensions.",
+        "The smallest is compared with the largest dimension. Holds if the accuracy at the smallest is lower beyond the "
+        f"interval and Spearman's correlation with the dimension is at least {MONOTONE}; does not if the interval leaves a "
+        f"loss of less than {100 * SMALL:.0f} point. It takes three dimensions.",
         falls_with_dimension,
     ),
     "finetuning_hides_dimension": Claim(
         "Fine-tuning hides the latent dimension.",
         "Table 1: from d = 512 to d = 2 11.3 points are lost frozen, 6.6 fine-tuned",
-        "The smallest is compared with the largest dimension, whatever the others have. Holds if of what is lost frozen at most "
-        "half is lost fine-tuned; does not if more than half; cannot be told where the interval includes half, or where nothing is "
-        "lost frozen. It takes three dimensions.",
+        "The smallest is compared with the largest dimension, whatever the others have. Holds if of what is lost frozen at "
+        "most half is lost fine-tuned; does not if more than half; cannot be told where the interval includes half, or "
+        "where nothing is lost frozen. It takes three dimensions.",
         finetuning_hides_dimension,
     ),
     "finetuning_hides_stop_gradient": Claim(
@@ -264,39 +266,40 @@ CLAIMS = {
     "collapse": Claim(
         "Without stop-gradient the encoder collapses; stop-gradient prevents it.",
         "section 5.3, Table 2: 10.4 % without, 34.1 % with",
-        "A collapse is told by the latents of the last training batches: all at a point or on a line (simsiam/collapse.py). Holds if "
-        "every training without stop-gradient collapses, and none with it at the same dimensions; does not if none without it "
-        "does, or every one with it.",
+        "A collapse is told by the latents of the last training batches: all at a point or on a line (simsiam/collapse.py). "
+        "Holds if every training without stop-gradient collapses, and none with it at the same dimensions; does not if none "
+        "without it does, or every one with it.",
         collapse,
     ),
     "accuracy_goes_with_clusters": Claim(
         "Accuracy goes with the quality of the classes' clusters.",
         "section 7",
-        "Over the frozen latents with stop-gradient that have not collapsed, means over seeds: holds if Spearman's correlation of "
-        "top-1 and silhouette is positive with p < .05 (by permuting the latents), does not if negative with p < .05. It takes "
-        "four dimensions.",
+        "Over the frozen latents with stop-gradient that have not collapsed, means over seeds: holds if Spearman's "
+        "correlation of top-1 and silhouette is positive with p < .05 (by permuting the latents), does not if negative with "
+        "p < .05. It takes four dimensions.",
         accuracy_goes_with_clusters,
     ),
     "cat_is_nearer_to_dog": Claim(
         "Cats overlap more with dogs than with trucks.",
         "section 5.2, Figure 2",
-        "Holds if in every frozen latent with stop-gradient that has not collapsed the means of cat and dog lie nearer than those "
-        "of cat and truck, and the linear classifier confuses them more often; does not if in every one both are the other way "
-        "round.",
+        "Holds if in every frozen latent with stop-gradient that has not collapsed the means of cat and dog lie nearer than "
+        "those of cat and truck, and the linear classifier confuses them more often; does not if in every one both are the "
+        "other way round.",
         cat_is_nearer_to_dog,
     ),
     "two_components": Claim(
         "Two components explain much of the frozen latent's variance, and little of the fine-tuned one's.",
         "section 7",
-        "At the largest dimension, with every seed: holds if they explain at least half of the frozen latent's variance and at "
-        "most half as much of the fine-tuned one's; does not if less than half of the frozen one's, or more of the fine-tuned one's.",
+        "At the largest dimension, with every seed: holds if they explain at least half of the frozen latent's variance and "
+        "at most half as much of the fine-tuned one's; does not if less than half of the frozen one's, or more of the "
+        "fine-tuned one's.",
         two_components,
     ),
     "top_left_corner": Claim(
         "The frozen network looks at the top left corner.",
         "section 5.4, Figure 3",
-        f"Holds if the 95 % interval over images of the top left quadrant's share of the SHAP mass lies above {CORNER:.0%} (evenly: "
-        "25 %) at every dimension and seed that was measured; does not if it lies below at every one.",
+        f"Holds if the 95 % interval over images of the top left quadrant's share of the SHAP mass lies above {CORNER:.0%} "
+        "(evenly: 25 %) at every dimension and seed that was measured; does not if it lies below at every one.",
         top_left_corner,
     ),
 }
@@ -329,6 +332,10 @@ def having(cells: ByDim, *stages: str) -> ByDim:
     return {dim: found for dim, found in kept.items() if found}
 
 
+def together(cells: ByDim) -> list[Found]:
+    return [each for found in cells.values() for each in found]
+
+
 def ends(grid: Grid, *stages: str) -> tuple[ByDim, int, int]:
     """What was measured with stop-gradient, and the smallest and the largest dimension of it."""
     measured = having(grid.trained, *stages)
@@ -358,18 +365,17 @@ def over(cells: ByDim, key: str) -> NDArray[np.float64]:
     return np.array([np.mean([each.numbers[key] for each in found]) for found in cells.values()])
 
 
-def listed(found: list[Found], key: str) -> str:
-    return ", ".join(f"{each.numbers[key]:.2f}" for each in found)
-
-
 def points(found: Estimate) -> str:
     return f"{100 * found.value:.1f} ± {100 * found.half:.1f}"
 
 
 def ranked(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
     """Spearman's correlation and its p by permuting the points, two-sided: all orders of up to seven points, else 10,000."""
-    test = permutation_test((x,), lambda x: correlation(x, y), permutation_type="pairings", n_resamples=10_000, rng=0)
-    return float(test.statistic), float(test.pvalue)
+    a, b = (rankdata(values) - (len(values) + 1) / 2 for values in (x, y))
+    rng, n = np.random.default_rng(0), len(a)
+    orders = list(permutations(range(n))) if n <= 7 else [np.arange(n), *(rng.permutation(n) for _ in range(9_999))]
+    found = a[np.array(orders)] @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-300)  # the first is the order there is
+    return float(found[0]), float((np.abs(found) > abs(found[0]) - 1e-9).mean())
 
 
 def correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:

@@ -24,14 +24,14 @@ COLUMNS = {
     "encoder": Column("", "encoder"),
     "stop_gradient": Column("", "stop-gradient"),
     "seeds": Column("", "seeds"),
-    "pretrain.epochs": Column("", "epochs", 1, 0),
-    "top1": Column("head on the latent", "top-1", 100, 1),
-    "top5": Column("head on the latent", "top-5", 100, 1),
-    "control": Column("random encoder, or from scratch", "top-1", 100, 1),
-    "backbone": Column("head on the backbone", "top-1", 100, 1),
-    "published_top1": Column("the report", "top-1", 100, 1),
-    "published_top5": Column("the report", "top-5", 100, 1),
-    "published_epochs": Column("the report", "epochs", 1, 0),
+    "epochs": Column("", "epochs"),
+    "top1": Column("head on the latent", "top-1", 100, ".1f"),
+    "top5": Column("head on the latent", "top-5", 100, ".1f"),
+    "control": Column("random encoder, or from scratch", "top-1", 100, ".1f"),
+    "backbone": Column("head on the backbone", "top-1", 100, ".1f"),
+    "published_top1": Column("the report", "top-1", 100, ".1f"),
+    "published_top5": Column("the report", "top-5", 100, ".1f"),
+    "published_epochs": Column("the report", "epochs", 1, ".0f"),
 }
 MEASURED = {  # encoder -> column -> the number
     "frozen": {
@@ -51,9 +51,9 @@ MASS_NETWORKS = {
 }
 MASS_COLUMNS = {
     **{name: Column("", title) for name, title in (("latent_dim", "d"), ("seed", "seed"), ("network", "network"))},
-    **{place: Column("share of the mass (%)", place, 100, 1) for place in QUADRANTS},
-    "radius": Column("", "distance from the middle", 1, 1),
-    "residual": Column("", "residual", 1, 6),
+    **{place: Column("share of the mass (%)", place, 100, ".1f") for place in QUADRANTS},
+    "radius": Column("", "distance from the middle", 1, ".1f"),
+    "residual": Column("", "residual", 1, ".0e"),
 }
 
 
@@ -69,18 +69,16 @@ def study(root: Path, found: list[Found]) -> None:
         return
     both = {dim: grid.trained[dim] for dim in grid.trained if dim in grid.without}
     beside = "Top-1 and top-5 on the test images in per cent, the report's beside ours."
+    first = accuracies(grid.trained, {}, grid.on_backbone, "1")
+    second = accuracies(both, grid.without, grid.on_backbone, "2")
     tables = {
-        "table_1": Table(
-            accuracies(grid.trained, {}, grid.on_backbone, "1"), COLUMNS, f"Table 1: the latent dimension. {beside}"
-        ),
-        "table_2": Table(
-            accuracies(both, grid.without, grid.on_backbone, "2"), COLUMNS, f"Table 2: stop-gradient. {beside}"
-        ),
+        "table_1": Table(first, COLUMNS, f"Table 1: the latent dimension. {beside}"),
+        "table_2": Table(second, COLUMNS, f"Table 2: stop-gradient. {beside}"),
         "shap_mass": Table(
             shap_mass(grid.trained),
             MASS_COLUMNS,
-            "Where the SHAP mass lies: the quadrants' shares (evenly: 25) and its mean distance from the middle in pixels, with half "
-            "of the 95 % interval over images. Residual: how far the values are from adding up to the logits.",
+            "Where the SHAP mass lies: the quadrants' shares (evenly: 25) and its mean distance from the middle in pixels, "
+            "with half of the 95 % interval over images. Residual: how far the values are from adding up to the logits.",
         ),
     }
     pictures = {}
@@ -121,7 +119,7 @@ def accuracies(trained: ByDim, without: ByDim, on_backbone: ByDim, table: str) -
             if encoder == "fine-tuned" and stop_gradient:
                 row |= means(on_backbone.get(dim, []), "finetune.top1", "backbone")
             if "top1" in row:
-                rows.append(row | means(found, "pretrain.epochs"))
+                rows.append(row)
     theirs = published().query("table == @table").rename(columns={c: f"published_{c}" for c in ("top1", "top5", "epochs")})
     theirs = theirs.assign(encoder=theirs["frozen"].map({True: "frozen", False: "fine-tuned"})).drop(
         columns=["table", "source"]
@@ -176,7 +174,9 @@ def figure_3(explained: dict[int, Found]) -> Figure:
     blocks = {dim: each for dim, each in explained.items() if np.array_equal(each.arrays["shap_images"], images)}
     (rows, outputs), classes, networks = shown.shape, last.result["classes"], ("finetuned", "frozen", "random")
     pixels = {  # (rows, H, W, outputs)
-        (dim, network): np.stack([each.arrays[f"shap_{network}_values"][row][..., shown[row]] for row in range(rows)])
+        (dim, network): np.stack(
+            [v[..., k] for v, k in zip(each.arrays[f"shap_{network}_values"].astype(np.float32), shown, strict=True)]
+        )
         for dim, each in blocks.items()
         for network in networks
     }
@@ -196,7 +196,7 @@ def figure_3(explained: dict[int, Found]) -> Figure:
                 grid[row][gap].set_axis_off()
                 for place, (axes, label) in enumerate(zip(block[row], shown[row], strict=True)):
                     axes.imshow(images[row].mean(-1), cmap="gray", alpha=0.25, vmin=0, vmax=255)
-                    values = pixels[dim, network][row, ..., place].astype(np.float32)
+                    values = pixels[dim, network][row, ..., place]
                     drawn = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.85)
                     outline(axes, f"{classes[label]}\n{logits[row, label]:+.1f}", "#b9b9b9")
             above: dict[str, Any] = {"xycoords": "axes fraction", "xytext": (0, 30), "textcoords": "offset points"}

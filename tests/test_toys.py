@@ -1,0 +1,235 @@
+"""A method and an image set that nobody has prepared for go through every room without touching one.
+
+The method regresses one view's latent on the other's. The images have 28 pixels and two classes.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from simsiam.files import read_json, read_npz
+from simsiam.images import ImageSet, from_arrays, to_tensor
+from simsiam.methods import METHODS
+from simsiam.networks import Encoder, load_classifier, load_encoder, seeded
+from simsiam.pretrain import pretrain as pretrain_method
+from simsiam.settings import EncoderSettings, Params, Pretrain, Section, load
+from stages.common import run
+from stages.embed import embed
+from stages.explain import explain
+from stages.finetune import finetune
+from stages.linear_eval import linear_eval
+from stages.pretrain import pretrain
+from stages.project import project
+from stages.report import report
+from tests.conftest import COLOURFUL, but, rng
+
+ROOT = Path(__file__).parent.parent
+CLASSES = ("sunrise", "sunset")
+SMALL = {
+    "latent_dim": 8,
+    "recipes.base.model.width": 8,
+    "recipes.base.model.projector_hidden": 16,
+    "recipes.laptop.model.width": 8,
+    "recipes.laptop.pretrain.epochs": 2,
+    "recipes.laptop.pretrain.batch_size": 16,
+    "recipes.laptop.finetune.epochs": 2,
+    "recipes.laptop.finetune.batch_size": 16,
+    "recipes.laptop.finetune.held_out": 16,
+    "embed.queries": [0, 39],
+    "embed.knn_k": 200,  # more than there are images
+    "linear_eval.held_out": 16,
+    "linear_eval.few_labels": [0.5],
+    "linear_eval.draws": 2,
+    "project.points": 1500,  # as well
+    "project.perplexity": 8,
+    "explain.images": [0, 39],
+    "explain.outputs": 4,
+    "explain.background": 10,
+    "explain.mass_images": 4,
+    "report.title": "Toys",
+}
+
+
+class Regression(nn.Module):
+    """A linear map of one view's latent comes as near as it can to the other's."""
+
+    views = 2
+    constant_lr = None
+
+    class Options(Section):
+        bias: bool
+
+    def __init__(self, encoder: Encoder, options: Options) -> None:
+        super().__init__()
+        self.encoder, self.options = encoder, options
+        with seeded(encoder.settings.seed):
+            self.map = nn.Linear(encoder.settings.latent_dim, encoder.settings.latent_dim, bias=options.bias)
+
+    def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor]:
+        z1, z2 = self.encoder(view1)[1], self.encoder(view2)[1]
+        return (self.map(z1) - z2.detach()).square().mean(), z1.detach()
+
+
+def toys() -> ImageSet:
+    """Noise that is brighter at the top or at the bottom: 40 training and 20 test images of each class."""
+
+    def some(count: int, seed: int) -> tuple[Any, Any]:
+        labels = np.arange(count) % 2
+        light = np.linspace(0, 160, 28)
+        rows = np.where(labels[:, None] == 0, light[::-1], light)
+        noise = rng(seed).uniform(0, 90, (count, 28, 28, 3))
+        return (rows[:, :, None, None] + noise).astype(np.uint8), labels
+
+    return from_arrays(*some(80, 0), *some(40, 1), CLASSES)
+
+
+def params(**changes: Any) -> Params:
+    given = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
+    return load(ROOT / "params.yaml", [f"{key}={json.dumps(value)}" for key, value in given.items()])
+
+
+@pytest.fixture
+def regression(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "regression", Regression)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the toys and nothing else, in which DVC has no part."""
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    toys().save(tmp_path / "data/images.npz")
+    return tmp_path
+
+
+def test_a_method_of_its_own_trains(tiny: EncoderSettings) -> None:
+    images = to_tensor(toys().x_train, torch.device("cpu"))
+    settings = Pretrain(
+        epochs=10,
+        batch_size=16,
+        lr=0.4,
+        momentum=0.9,
+        weight_decay=0.0,
+        precision="fp32",
+        compile="never",
+        augment=but(COLOURFUL, view_size=16),
+    )
+    model = Regression(Encoder(tiny), Regression.Options(bias=True))
+    before = {name: value.clone() for name, value in model.encoder.named_parameters()}
+    records = pretrain_method(model, images, settings=settings, seed=0).records
+    assert records[-1]["loss"] < records[0]["loss"] - 0.2
+    assert all(np.isfinite(list(record.values())).all() for record in records)
+    assert set(records[0]) >= {"epoch", "step", "lr", "loss", "z_std", "rankme", "first_share"}
+    assert not any(torch.equal(before[name], value) for name, value in model.encoder.named_parameters())
+
+
+@pytest.mark.usefixtures("regression")
+def test_a_method_of_its_own_goes_through_its_stage(root: Path) -> None:
+    ours = params(method="regression", recipes__laptop__methods__regression__bias=True)
+    run(pretrain, ours, root)
+    found = read_json(root / "reports/metrics/pretrain.json")["pretrain"]
+    assert found["trained"][0]["method"] == "regression" and found["epochs"] == 2
+    assert load_encoder(root / "models/encoder.pt").settings.latent_dim == 8
+    settings = [read_json(path) for path in root.glob(".checkpoints/pretrain/*/settings.json")]
+    assert [each["options"] for each in settings] == [{"bias": True}]
+
+
+@pytest.mark.usefixtures("regression")
+def test_two_methods_and_two_options_are_two_trainings(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretrain(params(method="regression", recipes__laptop__methods__regression__bias=True), root)
+    pretrain(params(method="regression", recipes__laptop__methods__regression__bias=False), root)
+    pretrain(params(), root)
+    assert len(list(root.glob(".checkpoints/pretrain/*"))) == 3
+    pretrain(params(), root)
+    assert len(list(root.glob(".checkpoints/pretrain/*"))) == 3
+
+
+def test_another_formula_of_the_method_is_another_training(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training loop does not import the method, so its code has to be told."""
+    pretrain(params(), root)
+    other = type(METHODS["simsiam"].__name__, (METHODS["simsiam"],), {"__module__": "simsiam.probe"})  # of other code
+    monkeypatch.setitem(METHODS, "simsiam", other)
+    pretrain(params(), root)
+    assert len(list(root.glob(".checkpoints/pretrain/*"))) == 2
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toys after every stage."""
+    root = tmp_path_factory.mktemp("toys")
+    toys().save(root / "data/images.npz")
+
+    def download(params: Params, root: Path) -> dict[str, Any]:  # a source is the one thing that toys have not
+        return {"source": "toys", "classes": 2, "train": 80, "test": 40, "size": 28}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("DVC_ROOT", raising=False)
+        for stage in (download, pretrain, embed, linear_eval, finetune, project, explain, report):
+            run(stage, params(), root)
+    return root
+
+
+def metrics(done: Path, stage: str) -> Any:
+    return read_json(done / f"reports/metrics/{stage}.json")[stage]
+
+
+def test_every_space_is_embedded(done: Path) -> None:
+    features = read_npz(done / "data/features.npz")
+    assert features["classes"].tolist() == list(CLASSES)
+    for space, size in (("backbone", 64), ("latent", 8), ("random_backbone", 64), ("random_latent", 8)):
+        assert features[f"{space}_train"].shape == (80, size) and features[f"{space}_test"].shape == (40, size)
+    found = metrics(done, "embed")
+    assert set(found["knn"]) == set(found["rankme"]) == {"backbone", "latent", "random_backbone", "random_latent"}
+
+
+def test_the_images_own_normalisation_is_used(done: Path) -> None:
+    encoder = load_encoder(done / "models/encoder.pt")
+    pixels = toys().x_train.astype(np.float64) / 255
+    assert encoder.settings.mean == pytest.approx(pixels.mean((0, 1, 2)), abs=1e-5)
+    assert encoder.settings.std == pytest.approx(pixels.std((0, 1, 2)), abs=1e-5)
+
+
+def test_two_classes_are_two_everywhere(done: Path) -> None:
+    """A linear classifier tells them apart, whatever the encoder has learned."""
+    linear, tuned = metrics(done, "linear_eval"), metrics(done, "finetune")
+    assert linear["random_backbone"]["top1"] > 0.9 and linear["backbone"]["top1"] > 0.8
+    assert all(linear[space]["top5"] == 1 for space in ("backbone", "latent")) and tuned["top5"] == 1
+    assert np.array(linear["backbone"]["confusion"]).sum(1).tolist() == [20, 20]
+    assert set(linear["few_labels"]) == {"50%"}
+    assert load_classifier(done / "models/finetuned.pt").head.out_features == 2
+    assert np.array(metrics(done, "project")["centroid_distances"]["backbone"]).shape == (2, 2)
+    assert set(pd.read_csv(done / "reports/projection.csv")["class"]) == set(CLASSES)
+
+
+def test_both_outputs_are_explained_at_28_pixels(done: Path) -> None:
+    values = read_npz(done / "data/shap.npz")
+    assert values["shown"].shape == (2, 2) and values["shown"][:, 0].tolist() == values["labels"].tolist() == [0, 1]
+    assert values["frozen_values"].shape == (2, 3, 28, 28, 2)
+    found = metrics(done, "explain")
+    assert found["additivity_residual"] < 1e-3 and found["mass"]["images"] == 4
+    for network in ("frozen", "finetuned", "random"):
+        shares = [quadrant["mean"] for quadrant in found["mass"][network]["quadrants"]]
+        assert sum(shares) == pytest.approx(1)
+
+
+def test_the_page_is_of_the_toys(done: Path) -> None:
+    page = (done / "reports/index.html").read_text()
+    assert "Toys" in page and "50.0%" in page  # the chance of two classes
+    for word in ("airplane", "automobile", "CIFAR", "10,000", "12.2"):
+        assert word not in page, word
+
+
+def test_every_figure_was_drawn(done: Path) -> None:
+    """A figure that cannot be drawn is replaced by a flat one that says so."""
+    names = {path.stem for path in (done / "reports/figures").glob("*.png")}
+    expected = {"accuracies", "confusion", "curves", "latent_plane", "maps", "neighbours", "shap", "spectrum", "variance"}
+    assert names == expected
+    for path in (done / "reports/figures").glob("*.png"):
+        with Image.open(path) as picture:
+            assert picture.size != (880, 220), path.name
