@@ -7,6 +7,8 @@ there are now, are named on stderr and on the page.
 
 import sys
 from argparse import ArgumentParser, RawTextHelpFormatter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pandas as pd
 
 from ablation.figures import Axis, Points, accuracy_figure, learning_figure, spectra_figure
 from ablation.lind_bosch_hu.study import study as lind_bosch_hu
-from ablation.results import MAPPED, SPACES, flat, read
+from ablation.results import MAPPED, SPACES, Found, flat, read
 from ablation.tables import COMMANDS, Column, Picture, Table, means, write
 from simsiam.settings import Params, load
 from stages.common import plainly
@@ -45,7 +47,7 @@ def study(root: Path) -> None:
     params = load(root / "params.yaml")
     found = read(root, params)
     for name, of in params.ablation.studies.items():
-        points = {p: [found[p, seed] for seed in of.seeds if (p, seed) in found] for p in of.points}
+        points = {p: [only(found[p, seed], of.stages) for seed in of.seeds if (p, seed) in found] for p in of.points}
         points = {point: results for point, results in points.items() if results}
         every = [each for results in points.values() for each in results]
         missing = [f"{p}, seed {seed}" for p in of.points for seed in of.seeds if (p, seed) not in found]
@@ -74,6 +76,14 @@ def study(root: Path) -> None:
         write(root, name, every, {"table": table}, pictures, commands=COMMANDS | {"points": command}, missing=missing)
         print(f"study {name}: in reports/study/{name}/", file=sys.stderr)
     lind_bosch_hu(root, list(found.values()))
+
+
+def only(found: Found, stages: Sequence[str]) -> Found:
+    """A result as if it had gone through these stages alone: what another study wants of the point is not this one's."""
+    made = found.result["made_with"]
+    made = made | {"stages": [stage for stage in made["stages"] if stage in stages]}
+    kept = {key: value for key, value in found.numbers.items() if key.split(".")[0] in stages}
+    return replace(found, result=found.result | {"made_with": made}, numbers=kept)
 
 
 def numbers(points: Points, params: Params) -> pd.DataFrame:

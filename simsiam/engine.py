@@ -174,13 +174,18 @@ def train(
             on_epoch(now.records)
         if rounding["compiled"]:
             network = torch.compile(network)  # type: ignore[assignment]
-        clock = _Clock(now)
-        order: Tensor | None = None
+
+        def save() -> None:
+            if store and rank == 0:
+                state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(now)}
+                store.save(now.step, state)
+
         module.train()
         with progress_bar(total * batch_size, name, now.step * batch_size) as bar:
+            books = _Books(now, steps, total, name, save if store else None, watch, on_epoch, bar, stop)
             while now.step < total:
                 epoch, step = divmod(now.step, steps)
-                if order is None or step == 0:
+                if step == 0 or now.step == books.first:
                     order = torch.randperm(examples, generator=Generator().manual_seed(derive(seed, 0, epoch))).to(device)
                 rate = peak * cosine(now.step, total)
                 for group in optimizer.param_groups:
@@ -193,62 +198,81 @@ def train(
                 loss.backward()
                 optimizer.step()
                 now.step += 1
-                clock.stepped(compiling=rounding["compiled"])
                 bar.update(batch_size)
-
-                _note(now, step, steps, {"loss": loss.detach(), **extras})
-                last = step == steps - 1
-                record = last or ((step + 1) % RECORD_EVERY == 0 and 2 * (steps - step - 1) >= RECORD_EVERY)
-                if not (record or _look_due(now.step, stop, clock, device)):
-                    continue
-                seen = now.watched[: step + 1] = parallel.mean(now.watched[: step + 1])
-                _check_finite(seen[:, 0], epoch * steps, name)
-                shown = zip(now.names, seen[-1].tolist(), strict=True)
-                bar.set_postfix({key: f"{number:.3f}" for key, number in shown}, refresh=False)
-                if record:
-                    since = max(0, int(now.records[-1]["step"]) - epoch * steps) if now.records else 0
-                    means = dict(zip(now.names, seen[since:].mean(0).tolist(), strict=True))
-                    at = {"epoch": round(epoch + (step + 1) / steps, 3), "step": now.step, "lr": rate}
-                    new = at | means
-                    now.records = [*now.records, new | (watch(new) if rank == 0 else {})]
-                stopping = parallel.any_of(bool(stop), device)
-                if stopping or clock.overdue() or now.step == total:
-                    with clock.paused():
-                        if store and rank == 0:
-                            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
-                            store.save(now.step, state | {"progress": vars(now)})
-                if last and rank == 0:
-                    on_epoch(now.records)
-                if stopping:
-                    kept = "saved; the same command goes on, without --fresh" if store else "nothing of it was saved"
-                    number = stop[0] if stop else signal.SIGTERM
-                    raise Interrupted(f"{name}: stopped at step {now.step} of {total}, {kept}", number)
+                books.note({"loss": loss.detach(), **extras}, rate)
     speed = total * batch_size / max(now.seconds - now.paused, 1e-9)
     return Result(now.records, now.seconds, speed, now.machine)
 
 
-class _Clock:
-    """Keeps `seconds` and `paused` of a training, and says when a checkpoint is overdue."""
+class _Books:
+    """The books of a training while it runs: its numbers, records, checkpoints and time, all kept in `now`."""
 
-    def __init__(self, now: Progress) -> None:
-        self.now, self.before, self.started = now, now.seconds, time.monotonic()
-        self.saved, self.first = self.started, True
+    def __init__(
+        self,
+        now: Progress,
+        steps: int,
+        total: int,
+        name: str,
+        save: Callable[[], None] | None,
+        watch: Callable[[Record], Record],
+        on_epoch: Callable[[list[Record]], None],
+        bar: "tqdm[Any]",
+        stop: list[int],
+    ) -> None:
+        self.now, self.steps, self.total, self.name = now, steps, total, name
+        self.save, self.watch, self.on_epoch, self.bar, self.stop = save, watch, on_epoch, bar, stop
+        self.first, self.before = now.step, now.seconds  # of this session
+        self.started = self.saved = time.monotonic()
 
-    def stepped(self, compiling: bool) -> None:
-        """A step was taken; the first of a compiled training compiles it."""
-        self.now.seconds = self.before + time.monotonic() - self.started
-        if self.first and compiling:
-            self.now.paused += self.now.seconds - self.before
-        self.first = False
+    def note(self, watched: dict[str, Tensor], rate: float) -> None:
+        """Keep the numbers of a step that was taken; now and then look at them, record, save, and stop where asked to."""
+        now, step = self.now, (self.now.step - 1) % self.steps
+        device = watched["loss"].device
+        if step == 0:
+            now.names, now.watched = list(watched), torch.zeros(self.steps, len(watched), device=device)
+        now.watched[step] = torch.stack([value.float() for value in watched.values()])  # without waiting for a GPU
+        now.seconds = self.before + time.monotonic() - self.started
+        if now.step == self.first + 1 and now.machine.get("compiled"):
+            now.paused += now.seconds - self.before  # the first step compiles
+        last = step == self.steps - 1
+        record = last or ((step + 1) % RECORD_EVERY == 0 and 2 * (self.steps - step - 1) >= RECORD_EVERY)
+        overdue = time.monotonic() - self.saved > SAVE_EVERY
+        if not (record or self._look_due(overdue, device)):
+            return
+        seen = now.watched[: step + 1] = parallel.mean(now.watched[: step + 1])
+        _check_finite(seen[:, 0], now.step - step - 1, self.name)
+        shown = zip(now.names, seen[-1].tolist(), strict=True)
+        self.bar.set_postfix({key: f"{number:.3f}" for key, number in shown}, refresh=False)
+        if record:
+            self._record(seen, rate)
+        stopping = parallel.any_of(bool(self.stop), device)
+        if stopping or overdue or now.step == self.total:
+            self._save()
+        if last and parallel.rank() == 0:
+            self.on_epoch(now.records)
+        if stopping:
+            kept = "saved; the same command goes on, without --fresh" if self.save else "nothing of it was saved"
+            number = self.stop[0] if self.stop else signal.SIGTERM
+            raise Interrupted(f"{self.name}: stopped at step {now.step} of {self.total}, {kept}", number)
 
-    def overdue(self) -> bool:
-        return time.monotonic() - self.saved > SAVE_EVERY
+    def _look_due(self, overdue: bool, device: torch.device) -> bool:
+        """Several processes have to look together, so they go by the step alone."""
+        if parallel.size() > 1:
+            return device.type == "cpu" or self.now.step % LOOK_EVERY == 0
+        return self.now.step % LOOK_EVERY == 0 or bool(self.stop) or overdue
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """While a checkpoint is written."""
+    def _record(self, seen: Tensor, rate: float) -> None:
+        """Add a record of what was seen in this epoch since the one before."""
+        now, start = self.now, self.now.step - len(seen)
+        since = max(0, int(now.records[-1]["step"]) - start) if now.records else 0
+        new = {"epoch": round(now.step / self.steps, 3), "step": now.step, "lr": rate}
+        new |= dict(zip(now.names, seen[since:].mean(0).tolist(), strict=True))
+        now.records = [*now.records, new | (self.watch(new) if parallel.rank() == 0 else {})]
+
+    def _save(self) -> None:
         began = time.monotonic()
-        yield
+        if self.save:
+            self.save()
         self.saved = time.monotonic()
         self.now.paused += self.saved - began
         self.now.seconds = self.before + self.saved - self.started
@@ -269,21 +293,6 @@ def _resume(
     if parallel.mean(torch.tensor(float(now.step), device=device)) != now.step:
         raise UserError(f"{name}: the processes do not see the same checkpoints: let them share one folder")
     return now
-
-
-def _note(now: Progress, step: int, steps: int, watched: dict[str, Tensor]) -> None:
-    """Keep the step's numbers on the device, without waiting for them."""
-    if step == 0:
-        now.names = list(watched)
-        now.watched = torch.zeros(steps, len(watched), device=watched["loss"].device)
-    now.watched[step] = torch.stack([value.float() for value in watched.values()])
-
-
-def _look_due(step: int, stop: list[int], clock: _Clock, device: torch.device) -> bool:
-    """Whether to look at the numbers now. Several processes have to look together, so they go by the step alone."""
-    if parallel.size() > 1:
-        return device.type == "cpu" or step % LOOK_EVERY == 0
-    return step % LOOK_EVERY == 0 or bool(stop) or clock.overdue()
 
 
 def progress_bar(total: int, name: str, initial: int = 0) -> "tqdm[Any]":

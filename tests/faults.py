@@ -11,6 +11,7 @@ import os
 import queue
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -105,7 +106,16 @@ def run(stage: str, clone: Path, *strace: str, versions: Path | str = "") -> sub
         ]
     quiet = environment() | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     quiet.pop("DVC_ROOT", None)
-    return subprocess.run(command, cwd=clone, env=quiet, capture_output=True, text=True, timeout=LIMIT)
+    with subprocess.Popen(
+        command, cwd=clone, env=quiet, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            out, errors = process.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, errors = process.communicate()
+            errors += f"\nit was killed after {LIMIT} seconds"
+    return subprocess.CompletedProcess(command, process.returncode, out, errors)
 
 
 def calls(stage: str, clone: Path) -> list[Call]:

@@ -98,6 +98,7 @@ OTHER = [
     ("helper", "x ** 2", "x ** 3"),
     ("constants", "ONE = 1", "ONE = 2"),
     ("constants", "ONE = 1", "ONE = True"),
+    ("constants", "ONE = 1", 'ONE = "1"'),
     ("late", "MORE = 2", "MORE = 3"),
 ]
 

@@ -156,7 +156,7 @@ def test_one_rate_that_diverges_does_not_end_it(tune: Callable[..., Finetuned], 
 
 
 def test_rates_that_all_diverge_are_an_error(tune: Callable[..., Finetuned]) -> None:
-    with pytest.raises(Diverged, match="test: the loss diverges at every learning rate of .*: try smaller") as caught:
+    with pytest.raises(Diverged, match=r"test: the loss diverges at every learning rate of .*: try smaller") as caught:
         tune(epochs=1, lr=[1e9, 2e9])
     assert "\n" not in str(caught.value)
 

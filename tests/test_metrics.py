@@ -12,7 +12,7 @@ from tests.conftest import rng
 
 
 def flat(images: Pixels) -> NDArray[np.float32]:
-    return images.reshape(len(images), -1).astype(np.float32) / 255 - 0.5
+    return (images.reshape(len(images), -1) / 255 - 0.5).astype(np.float32)
 
 
 def knn(images: ImageSet, k: int, temperature: float) -> float:

@@ -1,6 +1,7 @@
 """The probe is logistic regression at its optimum, whatever the features' scale, correlations and rank are."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,6 +78,7 @@ def test_a_whitened_one_too(plain: NDArray[np.float32]) -> None:
     mixed = (plain @ condition_1000(12)).astype(np.float32)
     found = probe(mixed[TRAIN])
     assert found.whitened
+    assert min(found.held_out) > 1e-7  # not the strengths that were tried without whitening
     agrees(found, mixed[TRAIN], LABELS[TRAIN], StandardScaler(), PCA(whiten=True))
 
 
@@ -209,18 +211,34 @@ def test_the_strength_follows_what_the_slice_says(plain: NDArray[np.float32], ca
 @pytest.mark.parametrize(("d", "expected"), [(8, {False, True}), (60, {False})])
 def test_few_examples_are_not_whitened(d: int, expected: set[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     """100 examples besides the slice: in 60 dimensions they would all be equally far from each other."""
-    penalties = []
-    monkeypatch.setattr(
-        module, "fit", lambda *given, **named: penalties.append(np.ptp(given[3]) > 0) or fit(*given, **named)
-    )
+    whitened = set()
+
+    def watched(x: Tensor, y: Tensor, variances: module.Doubles, penalties: module.Doubles, **named: Any) -> module.Fit:
+        whitened.add(bool(np.ptp(penalties) > 0))
+        return fit(x, y, variances, penalties, **named)
+
+    monkeypatch.setattr(module, "fit", watched)
     probe(rng().normal(size=(200, d)).astype(np.float32) + 5 * rng(1).normal(size=(200, 1)), LABELS[:200])
-    assert set(penalties) == expected
+    assert whitened == expected
 
 
-def test_equal_strengths_mean_the_strongest(plain: NDArray[np.float32]) -> None:
-    noisy = plain[TRAIN] + 3 * rng(2).normal(size=(800, 12)).astype(np.float32)
-    found = probe(noisy, l2s=(1e-9, 1e-8, 1e-7))
-    assert found.l2 == 1e-7 and not found.whitened
+def test_of_equal_strengths_the_strongest_is_used(plain: NDArray[np.float32]) -> None:
+    noisy = (plain[TRAIN] + 3 * rng(2).normal(size=(800, 12))).astype(np.float32)
+    kept, held = split(LABELS[TRAIN], 100, 0)
+    centre, axes, variances = principal_axes(noisy, "t")
+    x, y = torch.from_numpy(((noisy - centre) @ axes).astype(np.float32)), torch.from_numpy(LABELS[TRAIN])
+
+    def held_scores(l2: float) -> Floats:
+        weight = fit(x[kept], y[kept], variances, np.full(12, l2), classes=10).weight.numpy()
+        return x[held].numpy() @ weight[:, :-1].T + weight[:, -1]
+
+    def held_loss(l2: float) -> float:
+        return loss(held_scores(l2), LABELS[TRAIN][held])
+
+    assert 0.0001 < held_loss(0.012) - held_loss(0.01) < module.TIE < held_loss(0.03) - held_loss(0.01)
+    found = probe(noisy, l2s=(0.01, 0.012, 0.03))
+    assert found.l2 == 0.012
+    assert found.held_out[0.01] == pytest.approx(top_k(held_scores(0.01), LABELS[TRAIN][held], 1), abs=0.01)
 
 
 @pytest.mark.parametrize("l2s", [(1e-2, 1e-1, 1.0, 10.0), (1e2, 1e1, 1.0)])

@@ -16,6 +16,7 @@ from scipy.stats import rankdata, spearmanr
 
 from ablation.compare import Estimate, contrast, difference
 from ablation.results import Found, flat
+from simsiam.collapse import RECORDS
 
 ByDim = dict[int, list[Found]]  # latent dimension, ascending -> a result for each seed
 SMALL = 0.01  # of accuracy: less counts as none
@@ -134,6 +135,8 @@ def hidden(better: list[Found], worse: list[Found], what: str, control: str) -> 
 
 def collapse(grid: Grid) -> Finding:
     without, with_ = (together(cells) for cells in both_ways(grid.without, grid.trained))
+    if any(len(each.arrays["curve_step"]) < RECORDS for each in without + with_):
+        raise Untold(f"the trainings are too short: it takes {RECORDS} records of 50 steps or so to see a collapse")
     count, count_with = (sum(map(collapsed, found)) for found in (without, with_))
 
     def said(found: list[Found]) -> str:
