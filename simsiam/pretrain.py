@@ -36,6 +36,7 @@ def pretrain(
     latest: list[Tensor] = []  # the last batch's latents
     seen: list[Record] = []  # of this session
     told: list[str] = []
+    stop_gradient = getattr(method.options, "stop_gradient", True)
 
     def loss_of(network: nn.Module, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         x = images[batch]
@@ -49,7 +50,10 @@ def pretrain(
         verdict = collapse.of_run(seen, latest[0].shape[1])
         if verdict not in ("healthy", *told):
             told.append(verdict)
-            tqdm.write(f"pretrain, step {record['step']}: {collapse.words(verdict, seen[-1])}", file=sys.stderr)
+            tqdm.write(
+                f"pretrain, step {record['step']}: {collapse.words(verdict, seen[-1], stop_gradient=stop_gradient)}",
+                file=sys.stderr,
+            )
         return extra
 
     return train(
