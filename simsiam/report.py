@@ -17,13 +17,16 @@ WEBP_PIXELS = 16_383  # the largest side that the format has
 
 @dataclass(frozen=True)
 class Study:
-    """What the grid found with one recipe."""
+    """What a study of the ablation found."""
 
-    recipe: str
-    claims: list[dict[str, Any]]  # with claim, where, rule, finding, verdict and command
-    commands: dict[str, str]  # that make a table or figure, by its name; "all" makes the whole grid
-    tables: dict[str, str]  # HTML by name
-    figures: dict[str, bytes]  # PNG by name
+    name: str
+    tables: list[tuple[str, str]]  # caption, HTML
+    figures: list[tuple[str, bytes]]  # caption, PNG
+    claims: list[dict[str, str]]  # with claim, where, rule, finding, control, verdict and reason
+    commands: dict[str, str]
+    stale: list[str]  # points that were made otherwise than they would be now
+    missing: list[str]  # points without results
+    note: str  # what a reader has to know first
 
 
 def published() -> pd.DataFrame:
@@ -76,6 +79,6 @@ def render(title: str, metrics: Metrics, figures: dict[str, bytes], parameters: 
         stages={name: content["run"][0] for name, content in metrics.items()},
         figures={name: embedded(png) for name, png in figures.items()},
         parameters=parameters,
-        studies=[(study, {name: embedded(png) for name, png in study.figures.items()}) for study in studies],
+        studies=[(study, [(caption, embedded(png)) for caption, png in study.figures]) for study in studies],
         published=published().astype(object).where(lambda frame: frame.notna(), None).to_dict("records"),
     )

@@ -1,17 +1,22 @@
 """The results on one page: python -m stages.report"""
 
 import io
+import sys
 from pathlib import Path
 
 import pandas as pd
+from PIL import Image
 from ruamel.yaml import YAML
 
+from simsiam.errors import UserError
 from simsiam.files import read_json, write_text
 from simsiam.plots import accuracies_figure, curves_figure, draw
 from simsiam.report import Study, accuracy_rows, render
 from simsiam.settings import Params
 from stages.common import Metrics, main
 
+FIGURES = ("accuracies", "confusion", "curves", "latent_plane", "maps", "neighbours", "shap", "spectrum", "variance")
+CLAIM = ("claim", "where", "rule", "finding", "control", "verdict", "reason")
 STAGES = ("download", "pretrain", "embed", "linear_eval", "finetune", "project", "explain")
 
 
@@ -21,24 +26,28 @@ def report(params: Params, root: Path) -> None:
     metrics = read_metrics(root)
     draw(figures / "curves.png", curves_figure, pd.read_csv(curves / "pretrain.csv"), pd.read_csv(curves / "finetune.csv"))
     draw(figures / "accuracies.png", accuracies_figure, accuracy_rows(metrics), *chance_and_images(metrics))
-    write_text(root / "reports/settings.yaml", settings_that_ran(params))
-    write_page(params, root)
+    settings = settings_that_ran(params)
+    write_text(root / "reports/settings.yaml", settings)
+    write_page(params, root, settings)
 
 
-def write_page(params: Params, root: Path) -> None:
+def write_page(params: Params, root: Path, settings: str) -> None:
     """Write reports/index.html from what lies in reports/.
 
-    The study is on it where there is one in reports/study/. That is no dependency in dvc.yaml, because then every
-    `dvc repro` would run the whole grid; `dvc repro ablation/dvc.yaml` makes the page anew itself.
+    The studies in reports/study/ are on it; one that is damaged is left out, with a line on stderr.
     """
-    metrics = read_metrics(root)
-    names = ("accuracies", "confusion", "curves", "latent_plane", "maps", "neighbours", "shap", "spectrum", "variance")
+    studies = []
+    for path in sorted((root / "reports/study").glob("*/study.json")):
+        try:
+            studies.append(read_study(path))
+        except UserError as error:
+            print(f"report: without study {path.parent.name}: {error}", file=sys.stderr)
     page = render(
         params.report.title,
-        metrics,
-        {name: (root / f"reports/figures/{name}.png").read_bytes() for name in names},
-        (root / "reports/settings.yaml").read_text(),
-        [read_study(path.parent) for path in sorted((root / "reports/study").glob("*/study.json"))],
+        read_metrics(root),
+        {name: read_picture(root / f"reports/figures/{name}.png") for name in FIGURES},
+        settings,
+        studies,
     )
     write_text(root / "reports/index.html", page)
 
@@ -51,13 +60,31 @@ def read_metrics(root: Path) -> Metrics:
     return metrics
 
 
-def read_study(folder: Path) -> Study:
-    """What ablation/study.py wrote about one recipe."""
-    return Study(
-        **read_json(folder / "study.json"),
-        tables={path.stem: path.read_text() for path in sorted(folder.glob("*.html"))},
-        figures={path.stem: path.read_bytes() for path in sorted(folder.glob("*.png"))},
-    )
+def read_picture(path: Path, how: str = "delete it and run `dvc repro`") -> bytes:
+    """A PNG. Raises UserError where it is missing or cut short; `how` says what to do then."""
+    try:
+        content = path.read_bytes()
+        Image.open(io.BytesIO(content)).load()
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow has all of these for a damaged picture
+        raise UserError(f"{path} is no readable picture ({error}): {how}") from None
+    return content
+
+
+def read_study(path: Path) -> Study:
+    """What ablation/study.py wrote beside a study.json. Raises UserError where any of it is missing or damaged."""
+    how = "`python -m ablation.study` makes it anew"
+    content = read_json(path, how=how)
+    try:
+        tables = [(words, (path.parent / f"{name}.html").read_text()) for name, words in content["tables"].items()]
+        pictures = [(words, read_picture(path.parent / f"{name}.png", how)) for name, words in content["figures"].items()]
+        claims = [{key: str(claim.get(key, "")) for key in CLAIM} for claim in content["claims"]]
+        lists = {key: list(map(str, content[key])) for key in ("stale", "missing")}
+        commands, note = dict(content["commands"]), str(content.get("note", ""))
+        return Study(str(content["name"]), tables, pictures, claims, commands, note=note, **lists)
+    except OSError as error:
+        raise UserError(f"{path.parent}: {error}: {how}") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} is not a study's ({type(error).__name__}: {error}): {how}") from None
 
 
 def chance_and_images(metrics: Metrics) -> tuple[float, int]:

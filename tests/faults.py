@@ -238,7 +238,7 @@ def attack(stage: str, start: Path, folder: Path, jobs: int) -> int:
             clones.put(clone)
         with printing:
             lines = [line for line in re.split(r"[\r\n]+", result.stderr) if line.startswith("error: ")]
-            errors.update(re.sub(r"[^ ']*/[^ ':]+", "PATH", line) for line in lines)
+            errors.update(re.sub(r"(?<=[ '])[^ '(][^ ':]*/[^ ':]*", "PATH", line) for line in lines)
             for problem in problems:
                 print(f"WRONG: {stage}: {call} failed: {problem}", flush=True)
         return len(problems)

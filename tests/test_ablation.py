@@ -381,7 +381,10 @@ def test_half_of_what_a_claim_says_tells_nothing() -> None:
         each.result["linear_eval"]["latent"]["confusion"][CAT][TRUCK] = 500
     assert verdicts(nearer_only)["cat_is_nearer_to_dog"] == "cannot be told"
     assert verdicts(less_only)["two_components"] == "cannot be told"
-    assert verdicts(grid()[:3])["accuracy_goes_with_clusters"] == "cannot be told"
+    few = {claim["name"]: claim["reason"] for claim in judged(grid_of(grid()[:3]))}
+    assert few["accuracy_goes_with_clusters"].startswith("it takes four latent dimensions")
+    nearly = losing(frozen=0.012, tuned=0.0)  # at every dimension a little less, but no more than chance
+    assert verdicts(nearly)["falls_with_dimension"] == "cannot be told"
 
 
 def test_the_claim_of_cats_needs_cats() -> None:
@@ -393,9 +396,10 @@ def test_the_claim_of_cats_needs_cats() -> None:
 
 def test_points_fit_by_their_params_whatever_their_names() -> None:
     """Other epochs, another method, or fewer labels are another grid; the head on the backbone is its control."""
-    others = [found(dim) for dim in (4, 16)]
+    others = [found(dim) for dim in (4, *range(16, 24))]
     others[0].params["recipes"]["laptop"]["pretrain"]["epochs"] = 3
-    others[1].params["method"] = "simclr"
+    for each in others[1:]:
+        each.params["method"] = "simclr"
     few = [found(dim, frozen=0.9) for dim in (2, 512)]
     for each in few:
         each.params["recipes"]["laptop"]["finetune"]["labels"] = 0.1
@@ -512,6 +516,24 @@ def test_a_write_that_fails_keeps_the_old_study(
     write_result(root, "d2", 0, frozen=0.3)
     monkeypatch.setattr(f"ablation.tables.{at}", full)
     with pytest.raises(UserError, match="no space left"):
+        study(root)
+    assert before == {path: path.read_bytes() for path in (root / "reports").rglob("*.*")}
+
+
+def test_a_study_that_cannot_be_moved_into_place_leaves_the_old_one(
+    root: Path, monkeypatch: pytest.MonkeyPatch, no_figures: None
+) -> None:
+    study(root)
+    before = {path: path.read_bytes() for path in (root / "reports").rglob("*.*")}
+    rename = Path.rename
+
+    def refused(path: Path, target: Path) -> Path:
+        if path.suffix == ".tmp":
+            raise OSError("no permission")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(OSError, match="no permission"):
         study(root)
     assert before == {path: path.read_bytes() for path in (root / "reports").rglob("*.*")}
 

@@ -53,9 +53,9 @@ def test_points_side_by_side_compute_nothing_twice_and_say_what_they_were_made_w
     assert listed == ["d8 0", "d8 1", "collapsed 0", "labels_25 0", "labels_25 1"]
     command = ["python", "-m", "ablation.point", "d8", "--seed", "0"]
     pair = [subprocess.Popen(command, cwd=clone, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    told = [process.communicate(timeout=600)[1] for process in pair]
-    assert [process.returncode for process in pair] == [0, 0], told
-    assert sorted("there already" in text for text in told) == [False, True]
+    both = [process.communicate(timeout=600)[1] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], both
+    assert sorted("there already" in text for text in both) == [False, True]
     made = json.loads((clone / "ablation/results/d8/0.json").read_text())["made_with"]
     assert made["params"]["latent_dim"] == 8 and made["params"]["explain"]["mass_images"] == 10
     assert made["machine"]["threads"] == 1 and made["stages"] == STAGES and made["code"]
