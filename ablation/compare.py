@@ -48,7 +48,7 @@ def contrast(*groups: NDArray[np.float64]) -> Estimate:
     seeds = np.array([group.mean(1).var(ddof=1) if len(group) > 1 else np.nan for group in groups])
     rest = np.array([_rest(group) / n if len(group) > 1 else np.nan for group in groups])
     of_seeds, twice = (np.where(counts > 1, v, np.nanmean(v)) / counts for v in (seeds, rest))
-    variance = of_seeds.sum() + max(of_images - twice.sum(), 0.0)
+    variance = of_images + max(of_seeds.sum() - twice.sum(), 0.0)
     # Welch and Satterthwaite: the degrees of freedom of a sum of variances, of which those over seeds have few.
     few = (of_seeds**2 / np.where(counts > 1, counts - 1, (counts - 1).sum())).sum()
     width = student.ppf(0.975, variance**2 / few) if few > 0 else norm.ppf(0.975)

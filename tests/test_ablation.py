@@ -234,6 +234,8 @@ def test_with_one_seed_the_interval_is_of_paired_images() -> None:
     expected = 1.96 * np.sqrt((a[0] * 1.0 - b[0]).var(ddof=1) / 400)
     assert difference(a, b).half == pytest.approx(expected, rel=1e-4)
     assert difference(a, a) == Estimate(0.0, 0.0)
+    each_other = np.array([[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 1.0, 0.0]])  # all of it rest, and less than none of the seeds'
+    assert contrast(each_other, -each_other) == Estimate(0.0, 0.0)
 
 
 @pytest.mark.parametrize(("seed", "rest", "counts"), [(0.0, 1.0, (8, 8)), (1.0, 0.1, (3, 3)), (0.3, 1.0, (4, 1))])
@@ -383,7 +385,7 @@ def test_half_of_what_a_claim_says_tells_nothing() -> None:
     assert verdicts(less_only)["two_components"] == "cannot be told"
     few = {claim["name"]: claim["reason"] for claim in judged(grid_of(grid()[:3]))}
     assert few["accuracy_goes_with_clusters"].startswith("it takes four latent dimensions")
-    nearly = losing(frozen=0.012, tuned=0.0)  # at every dimension a little less, but no more than chance
+    nearly = losing(frozen=0.007, tuned=0.0)  # at every dimension a little less, but no more than chance
     assert verdicts(nearly)["falls_with_dimension"] == "cannot be told"
 
 

@@ -225,7 +225,7 @@ def test_an_edited_comment_runs_nothing_and_an_edited_formula_what_it_must(clone
     probe, plots = clone / "simsiam/probe.py", clone / "simsiam/plots.py"
     before = probe.read_text(), plots.read_text()
     probe.write_text(before[0] + "# a remark\n")
-    plots.write_text('"""Another docstring."""\n' + before[1])
+    plots.write_text(before[1].replace("Arrays -> matplotlib figures.", "Other words."))
     plan = run("dvc", "repro", at=clone).stdout
     assert re.findall(r"Running stage '(\w+)'", plan) == ["check"]
     probe.write_text(before[0] + "another = 1\n")
