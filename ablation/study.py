@@ -73,7 +73,15 @@ def study(root: Path) -> None:
         for picture, stages in {"accuracy": ("embed", "linear_eval", "finetune"), "spectra": ("embed",)}.items():
             if not any(each.has(stage) for each in every for stage in stages):
                 del pictures[picture]
-        write(root, name, every, {"table": table}, pictures, commands=COMMANDS | {"points": command}, missing=missing)
+        write(
+            root,
+            name,
+            every,
+            {"table": table},
+            pictures,
+            commands={"the points of this study": command} | COMMANDS,
+            missing=missing,
+        )
         print(f"study {name}: in reports/study/{name}/", file=sys.stderr)
     lind_bosch_hu(root, list(found.values()))
 

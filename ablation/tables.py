@@ -14,7 +14,8 @@ from ablation.results import Found
 from simsiam.files import write_json, write_text
 from simsiam.plots import draw
 
-COMMANDS = {"all": "dvc repro ablation/dvc.yaml", "study": "python -m ablation.study"}
+EVERYTHING = "dvc repro ablation/dvc.yaml"
+COMMANDS = {"all points of all studies": EVERYTHING, "tables and figures again": "python -m ablation.study"}
 
 
 class Column(NamedTuple):

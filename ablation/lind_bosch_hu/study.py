@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ablation.lind_bosch_hu.claims import ByDim, grid_of, having, judged
 from ablation.results import Found
-from ablation.tables import COMMANDS, Column, Picture, Table, means, write
+from ablation.tables import EVERYTHING, Column, Picture, Table, means, write
 from simsiam.files import write_json
 from simsiam.plots import NETWORKS, class_legend, outline, picture, plane_figure, scatter
 from simsiam.report import published
@@ -65,7 +65,7 @@ def study(root: Path, found: list[Found]) -> None:
     grid = grid_of(found)
     every = [each for cells in (grid.trained, grid.without, grid.on_backbone) for found in cells.values() for each in found]
     if not every:
-        print(f"study {NAME}: no point of method simsiam has results: `{COMMANDS['all']}` makes them", file=sys.stderr)
+        print(f"study {NAME}: no point of method simsiam has results: `{EVERYTHING}` makes them", file=sys.stderr)
         return
     both = {dim: grid.trained[dim] for dim in grid.trained if dim in grid.without}
     beside = "Top-1 and top-5 on the test images in per cent, the report's beside ours."
