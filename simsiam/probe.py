@@ -8,8 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import entr
 from torch import Tensor
 
 from simsiam.errors import UserError
@@ -20,7 +18,6 @@ L2S = tuple(10.0**power for power in range(5, -15, -1))  # wide, since only the 
 TIE = 1e-3  # losses on the slice (nats) that differ by less are equal
 LOOSE, TIGHT = 2e-3, 1e-4  # `fit` ends at a gradient this small: to rank strengths, and for good (float32's noise is 5e-6)
 MOST_STEPS = 1000
-Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -64,12 +61,12 @@ def linear_probe(
     """
     kept, held = split(labels, held_out, seed)
     order = np.concatenate([kept, held])
-    centre, axes, variances = principal_axes(features, name)
-    x, y = _rotate(features, order, centre, axes, device), torch.from_numpy(labels[order]).to(device)
+    centre, axes, variances = principal_axes(features, device, name)
+    x, y = _rotate(features, order, centre, axes), torch.from_numpy(labels[order]).to(device)
     sizes = [len(kept), len(held)]
     (x_kept, x_held), (y_kept, y_held) = x.split(sizes), y.split(sizes)
     # A direction that varies next to nothing is not whitened: rounding would become as large as the rest.
-    metrics = {False: np.ones_like(variances), True: np.maximum(variances, 1e-9 * variances.max() or 1)}
+    metrics = {False: torch.ones_like(variances), True: variances.clamp(min=1e-9 * variances.max().item() or 1)}
     fits: dict[tuple[bool, float], Fit] = {}
     losses: dict[tuple[bool, float], float] = {}
     accuracies: dict[tuple[bool, float], float] = {}
@@ -102,7 +99,8 @@ def linear_probe(
     chosen = min((way for way in losses if losses[way] <= best + TIE), key=lambda way: (way[0], -way[1]))
     whiten, l2 = chosen
     # At the strong end there is nothing to look for beyond a classifier that knows no more than the classes' shares.
-    learned = entr(np.bincount(labels[kept]) / len(kept)).sum() - fits[chosen].loss
+    shares = y_kept.bincount() / len(kept)
+    learned = torch.special.entr(shares).sum().item() - fits[chosen].loss
     if l2 == grid[0] or (l2 == grid[-1] and learned > TIE):
         print(f"warning: {name}: l2 {l2:g} is at the edge of what was tried: the best may lie beyond", file=sys.stderr)
     last = fit(x, y, variances, l2 * metrics[whiten], classes=classes, start=fits[chosen].weight)
@@ -111,11 +109,12 @@ def linear_probe(
             f"warning: {name}: not at the optimum after {last.iterations} iterations (gradient {last.gradient_norm:.1e})",
             file=sys.stderr,
         )
-    solution = last.weight.cpu().numpy()
-    weight = (solution[:, :-1] @ axes.T).astype(np.float32)
-    bias = solution[:, -1] - weight.astype(np.float64) @ centre  # of the rounded weights: far from 0, their rounding counts
+    weight = (last.weight[:, :-1] @ axes.T).float()
+    bias = (
+        last.weight[:, -1] - weight.double() @ centre
+    ).float()  # by the rounded weights: far from 0 their rounding counts
     tried = {way[1]: top1 for way, top1 in accuracies.items() if way[0] == whiten}
-    return Probe(weight, bias.astype(np.float32), l2, whiten, tried, last.loss, last.gradient_norm, last.iterations)
+    return Probe(weight.cpu().numpy(), bias.cpu().numpy(), l2, whiten, tried, last.loss, last.gradient_norm, last.iterations)
 
 
 @dataclass(frozen=True)
@@ -132,79 +131,83 @@ class Fit:
 def fit(
     x: Tensor,
     labels: Tensor,
-    variances: Doubles,
-    penalties: Doubles,
+    variances: Tensor,
+    penalties: Tensor,
     *,
     classes: int,
     start: Tensor | None = None,
     tolerance: float = TIGHT,
 ) -> Fit:
-    """Multinomial logistic regression of labels (N,) on uncorrelated x (N, d) with `variances` (d,), by L-BFGS.
+    """Multinomial logistic regression of labels (N,) on uncorrelated x (N, d) by L-BFGS.
 
-    Minimises mean cross-entropy + sum of penalties / 2 * weight^2, penalties (d,), with a free intercept. The optimiser sees
+    Minimises mean cross-entropy + sum of penalties / 2 * weight^2 with a free intercept. `variances` of x and `penalties`
+    are (d,) float64. The optimiser sees
     each weight divided by (p (1 - p) * variance + penalty)^-1/2 at p = 1 / classes: the curvature is then about 1 in every
     direction, and some dozen iterations do whatever the features are. It has converged where no component of the gradient
     by these exceeds `tolerance`.
     """
     curvature = (classes - 1) / classes**2
-    scale = torch.from_numpy(np.append(curvature * variances + penalties, curvature) ** -0.5).to(x.device)
-    penalty = torch.from_numpy(np.append(penalties, 0)).to(x.device) * scale**2
+    scale = F.pad(curvature * variances + penalties, (0, 1), value=curvature) ** -0.5  # the intercept is last
+    penalty = F.pad(penalties, (0, 1)) * scale**2
     each = torch.arange(len(x), device=x.device)
-    if start is None:
-        start = torch.zeros(classes, len(scale), dtype=torch.float64, device=x.device)
+    scaled = torch.zeros(classes, len(scale), dtype=torch.float64, device=x.device) if start is None else start / scale
 
-    def evaluate(point: Doubles) -> tuple[float, Tensor, Tensor]:
-        """Cross-entropy, penalty and gradient; float32 in the two products with x only."""
-        scaled = torch.from_numpy(point).to(x.device).view(start.shape)
+    def cross_entropy() -> tuple[Tensor, Tensor]:
+        """And its gradient by the weights; float32 in the two products with x only."""
         log_p = _logits(scaled * scale, x).log_softmax(0)
-        loss = -log_p[labels, each].mean().item()
+        loss = -log_p[labels, each].mean()
         residual = log_p.exp_()
         residual[labels, each] -= 1
-        by_weight = torch.cat([(residual.to(x.dtype) @ x).double(), residual.sum(1, keepdim=True)], 1) / len(x)
-        return loss, (penalty * scaled**2).sum() / 2, by_weight * scale + penalty * scaled
+        return loss, torch.cat([(residual.to(x.dtype) @ x).double(), residual.sum(1, keepdim=True)], 1) / len(x)
 
-    def objective(point: Doubles) -> tuple[float, Doubles]:
-        loss, penalised, gradient = evaluate(point)
-        return loss + penalised.item(), gradient.cpu().numpy().ravel()
+    def objective() -> Tensor:
+        loss, gradient = cross_entropy()
+        scaled.grad = gradient * scale + penalty * scaled
+        return loss + (penalty * scaled**2).sum() / 2
 
-    end = minimize(
-        objective,
-        (start / scale).cpu().numpy().ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"gtol": tolerance, "ftol": 0, "maxiter": MOST_STEPS, "maxfun": 2 * MOST_STEPS},
+    solver = torch.optim.LBFGS(
+        [scaled],
+        max_iter=MOST_STEPS,
+        tolerance_grad=tolerance,
+        tolerance_change=0,
+        history_size=10,
+        line_search_fn="strong_wolfe",
     )
-    loss, _, gradient = evaluate(end.x)
-    weight = torch.from_numpy(end.x).to(x.device).view(start.shape) * scale
-    return Fit(weight, loss, gradient.abs().max().item(), end.nit, bool(end.success))
+    solver.step(objective)
+    objective()
+    assert scaled.grad is not None
+    norm = scaled.grad.abs().max().item()
+    iterations = solver.state[scaled]["n_iter"]
+    return Fit(scaled * scale, cross_entropy()[0].item(), norm, iterations, norm <= tolerance)
 
 
-def principal_axes(features: Floats, name: str) -> tuple[Doubles, Doubles, Doubles]:
-    """Centre (d,), axes (d, d) and variances (d,): the columns of (features - centre) @ axes are uncorrelated.
+def principal_axes(features: Floats, device: torch.device, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Centre (d,), axes (d, d) and variances (d,), float64: the columns of (features - centre) @ axes are uncorrelated.
 
     They are the standardised features, turned. A dimension that varies by no more than its rounding has axes of 0.
     Raises UserError for features that are not finite.
     """
-    centre = features.mean(0, dtype=np.float64)
-    if not np.isfinite(centre).all():
+    parts = torch.from_numpy(features).split(4096)  # so that no float64 copy of all features is made
+    centre = sum((part.to(device).double().sum(0) for part in parts), start=torch.zeros(())) / len(features)
+    if not centre.isfinite().all():
         raise UserError(f"{name}: the features are not finite: the encoder has diverged, train it with a lower lr")
-    covariance = np.zeros((len(centre), len(centre)))
-    for first in range(0, len(features), 4096):
-        part = features[first : first + 4096] - centre
-        covariance += part.T @ part / len(features)
-    deviation = np.sqrt(covariance.diagonal())
-    inverse = np.divide(1, deviation, where=deviation > 1e-6 * np.abs(centre), out=np.zeros_like(deviation))
-    variances, vectors = np.linalg.eigh(covariance * inverse * inverse[:, None])
-    return centre, inverse[:, None] * vectors, variances.clip(0)
+    covariance = torch.zeros(len(centre), len(centre), dtype=torch.float64, device=device)
+    for part in parts:
+        centred = part.to(device).double() - centre
+        covariance.addmm_(centred.T, centred, alpha=1 / len(features))
+    deviation = covariance.diagonal().sqrt()
+    inverse = torch.where(deviation > 1e-6 * centre.abs(), 1 / deviation, 0)
+    variances, vectors = torch.linalg.eigh(covariance * inverse * inverse[:, None])
+    return centre, inverse[:, None] * vectors, variances.clamp(min=0)
 
 
-def _rotate(features: Floats, order: NDArray[np.int64], centre: Doubles, axes: Doubles, device: torch.device) -> Tensor:
-    """(features[order] - centre) @ axes on the device, summed in float64 since the smallest variances matter."""
-    dtype = torch.float32 if device.type == "cpu" else torch.float64  # products of float32 may be TF32 on a GPU
-    x = torch.empty(features.shape, dtype=dtype, device=device)
+def _rotate(features: Floats, order: NDArray[np.int64], centre: Tensor, axes: Tensor) -> Tensor:
+    """(features[order] - centre) @ axes, summed in float64 since the smallest variances matter."""
+    dtype = torch.float32 if axes.device.type == "cpu" else torch.float64  # products of float32 may be TF32 on a GPU
+    x = torch.empty(features.shape, dtype=dtype, device=axes.device)
     for first in range(0, len(order), 4096):
-        part = slice(first, first + 4096)
-        x[part] = torch.from_numpy((features[order[part]] - centre) @ axes)
+        rows = order[first : first + 4096]
+        x[first : first + 4096] = (torch.from_numpy(features[rows]).to(axes.device).double() - centre) @ axes
     return x
 
 
