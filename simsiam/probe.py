@@ -99,7 +99,7 @@ def linear_probe(
     chosen = min((way for way in losses if losses[way] <= best + TIE), key=lambda way: (way[0], -way[1]))
     whiten, l2 = chosen
     # At the strong end there is nothing to look for beyond a classifier that knows no more than the classes' shares.
-    shares = y_kept.bincount() / len(kept)
+    shares = y_kept.bincount().double() / len(kept)
     learned = torch.special.entr(shares).sum().item() - fits[chosen].loss
     if l2 == grid[0] or (l2 == grid[-1] and learned > TIE):
         print(f"warning: {name}: l2 {l2:g} is at the edge of what was tried: the best may lie beyond", file=sys.stderr)
@@ -110,9 +110,8 @@ def linear_probe(
             file=sys.stderr,
         )
     weight = (last.weight[:, :-1] @ axes.T).float()
-    bias = (
-        last.weight[:, -1] - weight.double() @ centre
-    ).float()  # by the rounded weights: far from 0 their rounding counts
+    # By the rounded weights: where features are far from 0, the rounding of weights would shift all logits.
+    bias = (last.weight[:, -1] - weight.double() @ centre).float()
     tried = {way[1]: top1 for way, top1 in accuracies.items() if way[0] == whiten}
     return Probe(weight.cpu().numpy(), bias.cpu().numpy(), l2, whiten, tried, last.loss, last.gradient_norm, last.iterations)
 

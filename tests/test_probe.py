@@ -40,6 +40,12 @@ def probe(
     return linear_probe(features, labels, classes=classes, held_out=held_out, seed=0, device=CPU, l2s=l2s, name="t")
 
 
+def turned(features: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+    """Uncorrelated features, and their variances."""
+    centre, axes, variances = principal_axes(features, CPU, "t")
+    return ((torch.from_numpy(features) - centre) @ axes).float(), variances
+
+
 def top1(found: Probe, features: Floats, labels: Labels = LABELS[TEST]) -> float:
     return top_k(found.scores(features), labels, 1)
 
@@ -213,8 +219,8 @@ def test_few_examples_are_not_whitened(d: int, expected: set[bool], monkeypatch:
     """100 examples besides the slice: in 60 dimensions they would all be equally far from each other."""
     whitened = set()
 
-    def watched(x: Tensor, y: Tensor, variances: module.Doubles, penalties: module.Doubles, **named: Any) -> module.Fit:
-        whitened.add(bool(np.ptp(penalties) > 0))
+    def watched(x: Tensor, y: Tensor, variances: Tensor, penalties: Tensor, **named: Any) -> module.Fit:
+        whitened.add(bool(penalties.max() > penalties.min()))
         return fit(x, y, variances, penalties, **named)
 
     monkeypatch.setattr(module, "fit", watched)
@@ -225,11 +231,11 @@ def test_few_examples_are_not_whitened(d: int, expected: set[bool], monkeypatch:
 def test_of_equal_strengths_the_strongest_is_used(plain: NDArray[np.float32]) -> None:
     noisy = (plain[TRAIN] + 3 * rng(2).normal(size=(800, 12))).astype(np.float32)
     kept, held = split(LABELS[TRAIN], 100, 0)
-    centre, axes, variances = principal_axes(noisy, "t")
-    x, y = torch.from_numpy(((noisy - centre) @ axes).astype(np.float32)), torch.from_numpy(LABELS[TRAIN])
+    x, variances = turned(noisy)
+    y = torch.from_numpy(LABELS[TRAIN])
 
     def held_scores(l2: float) -> Floats:
-        weight = fit(x[kept], y[kept], variances, np.full(12, l2), classes=10).weight.numpy()
+        weight = fit(x[kept], y[kept], variances, torch.full_like(variances, l2), classes=10).weight.numpy()
         return x[held].numpy() @ weight[:, :-1].T + weight[:, -1]
 
     def held_loss(l2: float) -> float:
@@ -268,11 +274,11 @@ def test_the_slice_is_not_fitted() -> None:
 def test_what_did_not_converge_says_so(
     plain: NDArray[np.float32], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    centre, axes, variances = principal_axes(plain[TRAIN], "t")
-    x, y = torch.from_numpy(((plain[TRAIN] - centre) @ axes).astype(np.float32)), torch.from_numpy(LABELS[TRAIN])
-    assert fit(x, y, variances, np.full(12, 1e-3), classes=10).converged
+    x, variances = turned(plain[TRAIN])
+    y = torch.from_numpy(LABELS[TRAIN])
+    assert fit(x, y, variances, torch.full_like(variances, 1e-3), classes=10).converged
     monkeypatch.setattr(module, "MOST_STEPS", 3)
-    ended = fit(x, y, variances, np.full(12, 1e-3), classes=10)
+    ended = fit(x, y, variances, torch.full_like(variances, 1e-3), classes=10)
     assert not ended.converged and ended.iterations == 3 and ended.gradient_norm > 1e-4
     found = probe(plain[TRAIN])
     assert found.iterations <= 3

@@ -1,0 +1,87 @@
+"""The page and its figures: what cannot be drawn or read costs no numbers, and says so."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from simsiam.errors import UserError
+from simsiam.plots import draw, shap_figure
+from simsiam.report import WEBP_PIXELS, embedded
+from stages.report import read_picture, read_study
+from tests.conftest import rng
+
+
+def png(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(rng().integers(0, 255, (height, width, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_a_picture_too_large_for_webp_stays_a_png() -> None:
+    assert embedded(png(40, 30)).startswith("data:image/webp;base64,")
+    assert embedded(png(2, WEBP_PIXELS)).startswith("data:image/webp;base64,")
+    assert embedded(png(2, WEBP_PIXELS + 1)).startswith("data:image/png;base64,")
+
+
+def test_a_figure_that_cannot_be_drawn_says_so_in_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(values: list[float]) -> Figure:
+        raise ValueError(f"nothing to draw of {values}")
+
+    draw(tmp_path / "maps.png", broken, [1.0])
+    assert capsys.readouterr().err == "maps.png could not be drawn: nothing to draw of [1.0]\n"
+    assert Image.open(tmp_path / "maps.png").size[0] > 100
+
+
+def test_shap_of_a_hundred_images_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = rng().standard_normal((100, 3, 8, 8, 4), np.float32)
+    logits, labels = values[:, 0, 0, 0], np.arange(100) % 4
+    images, shown = np.zeros((100, 8, 8, 3), np.uint8), np.zeros((100, 1), np.int64)
+    draw(tmp_path / "shap.png", shap_figure, images, labels, shown, {"frozen": (values, logits)}, ("a", "b", "c", "d"))
+    assert capsys.readouterr().err == "" and Image.open(tmp_path / "shap.png").size[1] > WEBP_PIXELS
+    assert embedded((tmp_path / "shap.png").read_bytes()).startswith("data:image/png;base64,")
+
+
+def test_a_cut_or_missing_picture_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "maps.png"
+    for content in (b"", png(50, 50)[:700], b"no picture at all"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"maps\.png is no readable picture .*: delete it and run `dvc repro`"):
+            read_picture(path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"maps\.png is no readable picture"):
+        read_picture(path)
+
+
+GOOD = {
+    "name": "dimension", "missing": [], "stale": [], "commands": {"all": "dvc x"}, "claims": [],
+    "tables": {"table": "a table"}, "figures": {"accuracy": "a figure"},
+}  # fmt: skip
+
+
+def write_study(folder: Path, content: object) -> Path:
+    (folder / "table.html").write_text("<table></table>")
+    (folder / "accuracy.png").write_bytes(png(20, 20))
+    (folder / "study.json").write_text(json.dumps(content))
+    return folder / "study.json"
+
+
+def test_a_study_is_read_whole_or_named(tmp_path: Path) -> None:
+    path = write_study(tmp_path, GOOD)
+    study = read_study(path)
+    assert study.tables == [("a table", "<table></table>")] and study.figures[0][0] == "a figure"
+    wrong = [7, {}, GOOD | {"claims": [3]}, GOOD | {"tables": ["table"]}, GOOD | {"stale": None}, GOOD | {"commands": 4}]
+    for content in wrong:
+        with pytest.raises(UserError, match=r"study\.json is not a study's .*`python -m ablation\.study` makes it anew"):
+            read_study(write_study(tmp_path, content))
+    path = write_study(tmp_path, GOOD)
+    (tmp_path / "accuracy.png").write_bytes(png(20, 20)[:100])
+    with pytest.raises(UserError, match=r"accuracy\.png is no readable picture"):
+        read_study(path)
+    (tmp_path / "table.html").unlink()
+    with pytest.raises(UserError, match=r"table\.html"):
+        read_study(path)
