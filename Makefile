@@ -20,7 +20,6 @@ help:
 	@sed -n 's/^# make/make/p' Makefile
 
 repro: repository .venv/installed
-	python -m stages.check
 	dvc repro
 	@echo "The report is reports/index.html"
 
