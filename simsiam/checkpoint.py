@@ -76,7 +76,7 @@ def training_lock(folder: Path, *, wait: bool) -> Iterator[None]:
 
 def trainings(root: Path) -> list[Path]:
     """The folders of all trainings in the store, oldest first."""
-    folders = [path for path in store_folder(root).glob("*/*") if path.is_dir() and path.parent.name != "locks"]
+    folders = [path for path in store_folder(root).glob("*/*") if path.is_dir()]
     return sorted(folders, key=lambda path: path.stat().st_mtime)
 
 

@@ -65,7 +65,7 @@ def pretrain(
         seed=seed,
         device=images.device,
         name="pretrain",
-        about=about,
+        about=(about or {}) | {"augment": settings.augment.model_dump()},
         constant_lr=method.constant_lr,
         store_for=store_for,
         watch=watch,

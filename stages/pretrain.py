@@ -28,7 +28,6 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
         "code": code.digest(type(method).__module__, NO_ARITHMETIC),  # which the training loop does not import
         "options": method.options.model_dump(),
         "encoder": method.encoder.settings.model_dump(),
-        "augment": params.chosen.pretrain.augment.model_dump(),
         "images": images.digest,
     }
 

@@ -59,7 +59,8 @@ class ImageSet:
         values = np.arange(256) / 255
         share = counts / counts.sum(1, keepdims=True)
         mean = share @ values
-        deviation = np.sqrt(share @ values**2 - mean**2)
+        deviation = np.sqrt((share @ values**2 - mean**2).clip(0))
+        deviation[deviation < 1e-4] = 1  # of a channel that has one value
         return tuple(mean.round(5).tolist()), tuple(deviation.round(5).tolist())
 
     @cached_property
@@ -119,8 +120,10 @@ def to_tensor(images: Pixels, device: torch.device) -> torch.Tensor:
 def split(labels: Labels, held_out: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices (kept, held out), each sorted; the held-out slice takes the same share of every class.
 
-    Deterministic in `seed`. Raises UserError when nothing would be left on one side.
+    Deterministic in `seed`. Raises UserError when nothing would be left on one side, or a label is missing.
     """
+    if len(labels) and labels.min() < 0:
+        raise UserError("some of these images have no label: what needs labels can take only those that have one")
     if not 0 < held_out < len(labels):
         raise UserError(f"held_out is {held_out}: it must be between 1 and {len(labels) - 1}, the training images less 1")
     generator = np.random.default_rng(seed)
