@@ -38,7 +38,7 @@ def test_a_normalisation_that_can_be_worked_out_by_hand() -> None:
     x[:, :2, :, 1] = 255  # half black, half white
     x[..., 2] = 204  # .8 everywhere
     found = from_arrays(x, np.array([0, 1]), x[:1], np.array([0]), ("a", "b"))
-    assert found.normalisation == ((0.4, 0.5, 0.8), (0.2, 0.5, 0.0))
+    assert found.normalisation == ((0.4, 0.5, 0.8), (0.2, 0.5, 1.0))  # 1 for what does not vary: nobody divides by 0
 
 
 def test_the_parts_are_what_was_put_in(cifar: ImageSet) -> None:
