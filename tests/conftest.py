@@ -37,8 +37,8 @@ COLOURFUL = PLAIN.model_copy(
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, one for each test process."""
-    long = ["test_pipeline.py", "test_survival.py"]
-    items.sort(key=lambda item: item.path.name not in long)
+    long = ["test_pipeline.py", "test_grid.py", "test_survival.py", "test_finetune.py", "test_ablation.py"]
+    items.sort(key=lambda item: long.index(item.path.name) if item.path.name in long else len(long))
 
 
 @pytest.fixture(scope="session")
