@@ -46,10 +46,16 @@ def work(params: Params) -> dict[str, tuple[list[int], list[str]]]:
     return found
 
 
+def relevant(params: Params, stages: list[str]) -> dict[str, Any]:
+    """The params that these stages' results depend on. Which images they are is told by a digest, not by their source."""
+    others = {"data", *(stage for stage in STAGES if stage not in stages)}
+    return {key: value for key, value in params.in_use().items() if key not in others}
+
+
 def made_with(params: Params, stages: list[str], root: Path) -> dict[str, Any]:
     """What a result depends on: the params in use, the stages, the code's digest and the images'."""
     return {
-        "params": params.in_use(),
+        "params": relevant(params, stages),
         "stages": stages,
         "code": code.digest("ablation.point", code.FIGURES),
         "images": load_images(root).digest,
@@ -63,6 +69,10 @@ def run_point(name: str, seed: int, stages: list[str], root: Path = Path()) -> N
     """
     params = load_point(root / "params.yaml", name, seed)
     options(params)
+    for key in params.ablation.points[name]:
+        recipe = key.split(".")[1] if key.startswith("recipes.") else "base"
+        if recipe not in ("base", params.recipe):
+            raise UserError(f"it changes {key}, but recipe is {params.recipe}: it would change nothing")
     given = made_with(params, stages, root)
     place = root / RESULTS / name / str(seed)
     words = f"{name}, seed {seed}"
@@ -140,6 +150,10 @@ def main() -> None:
                 continue
             if not seeds:
                 print(f"{name}: no study has this point", file=sys.stderr)
+            if chosen.seed not in (None, *seeds):
+                raise UserError(
+                    f"{name} has the seeds {seeds}, by the studies in params.yaml: {chosen.seed} is none of them"
+                )
             for seed in seeds if chosen.seed is None else [chosen.seed]:
                 if chosen.list:
                     print(name, seed)
@@ -152,7 +166,8 @@ def main() -> None:
                     print(f"error: {name}, seed {seed}: {error}", file=sys.stderr)
                     failed.append(f"{name}, seed {seed}")
         if failed:
-            raise UserError(f"without results: {'; '.join(failed)} (their reasons are above); the others are there")
+            others = "`python -m ablation.study` makes tables of the others"
+            raise UserError(f"without results: {'; '.join(failed)} (their reasons are above); {others}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ablation.point import RESULTS, made_with, work
+from ablation.point import RESULTS, made_with, relevant, work
 from simsiam import code
 from simsiam.errors import UserError
 from simsiam.files import read_json, read_npz
@@ -97,11 +97,13 @@ def read(root: Path, params: Params) -> dict[tuple[str, int], Found]:
         print("study: without data/images.npz it cannot be told whether the results are of the same images", file=sys.stderr)
     results = {}
     for point, (seeds, stages) in work(params).items():
-        used = load_point(root / "params.yaml", point).in_use()
         for seed in seeds:
             place = root / RESULTS / point / str(seed)
             if any(place.with_suffix(ending).exists() for ending in (".json", ".npz")):
-                found = read_one(place, now | {"params": used | {"seed": seed}, "stages": stages})
+                found = read_one(
+                    place,
+                    now | {"params": relevant(load_point(root / "params.yaml", point, seed), stages), "stages": stages},
+                )
                 results[point, seed] = found
                 if found.stale:
                     print(f"study: {point}, seed {seed} was made with other {found.stale}", file=sys.stderr)

@@ -30,6 +30,8 @@ COLUMNS = {  # as the metrics have it -> how it is shown
     **{f"embed.knn.{space}": Column("kNN top-1 (%)", space.replace("_", " "), 100, ".1f") for space in SPACES},
     "finetune.top1": Column("fine-tuned top-1 (%)", "from the encoder", 100, ".1f"),
     "finetune.scratch.top1": Column("fine-tuned top-1 (%)", "from scratch", 100, ".1f"),
+    "finetune.images": Column("fine-tuned on", "labels", 1, ".0f"),
+    "finetune.epochs": Column("fine-tuned on", "epochs", 1, ".0f"),
     "pretrain.loss": Column("pretraining, last batches", "loss"),
     "pretrain.z_std": Column("pretraining, last batches", "z_std"),
     "pretrain.rankme": Column("pretraining, last batches", "RankMe", 1, ".1f"),
@@ -84,6 +86,8 @@ def study(root: Path) -> None:
         )
         print(f"study {name}: in reports/study/{name}/", file=sys.stderr)
     lind_bosch_hu(root, list(found.values()))
+    if found:
+        print("study: `dvc repro` puts it on the page", file=sys.stderr)
 
 
 def only(found: Found, stages: Sequence[str]) -> Found:

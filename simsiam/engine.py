@@ -81,7 +81,8 @@ def pick_device() -> torch.device:
 
 def arithmetic(settings: Training, device: torch.device, examples: int) -> dict[str, Any]:
     """All that decides how a training of `examples` images rounds, besides its settings."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else vector_units()
+    units = f"{vector_units()}, kernels {torch.backends.cpu.get_cpu_capability()}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else units
     return {
         "precision": resolve_precision(settings.precision, device),
         "compiled": resolve_compile(settings.compile, device, settings.epochs * examples),

@@ -83,11 +83,13 @@ def explain(classifier: Classifier, images: Tensor, background: Tensor, *, name:
 def mass_by_quadrant(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """Shares of an image's SHAP mass in its top left, top right, bottom left and bottom right: (N, 4), rows sum to 1.
 
-    values: (N, 3, H, W, classes) with even H and W. A pixel's mass is its value's magnitude, summed over the classes.
+    values: (N, 3, H, W, classes); of an odd size the middle goes to the top and the left. A pixel's
+    mass is its value's magnitude, summed over the classes.
     """
     mass = _mass(values)
-    count, height, width = mass.shape
-    return mass.reshape(count, 2, height // 2, 2, width // 2).sum((2, 4)).reshape(count, 4)
+    rows, columns = (-(-size // 2) for size in mass.shape[1:])
+    quadrants = [mass[:, y, x] for y in (slice(rows), slice(rows, None)) for x in (slice(columns), slice(columns, None))]
+    return np.stack([quadrant.sum((1, 2)) for quadrant in quadrants], axis=1)
 
 
 def mass_radius(values: NDArray[np.float32]) -> NDArray[np.float64]:

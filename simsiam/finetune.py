@@ -109,7 +109,7 @@ def finetune(
             words = f"{name}, trial of lr {lr:g}, {epochs} epoch{'s' * (epochs > 1)}"
             classifier, _ = fit(kept, lr, epochs, words, lambda records: None)
         except Diverged as error:
-            print(f"{error} (the other learning rates are tried)", file=sys.stderr)
+            print(f"{error} (passed over)", file=sys.stderr)
             trials.append({"lr": lr, "epochs": epochs, "top1": None})
             return -1.0
         top1 = top_k(predict(classifier, images[torch.from_numpy(held)])[0], labels[held], 1)

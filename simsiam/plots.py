@@ -59,8 +59,8 @@ def class_colours(classes: Sequence[str]) -> list[Any]:
     return [matplotlib.colormaps["hsv"](number / len(classes)) for number in range(len(classes))]
 
 
-def curves_figure(pretraining: pd.DataFrame, finetuning: pd.DataFrame) -> Figure:
-    """Loss, spread and rank of the latent over the epochs of pretraining, and top-1 of fine-tuning."""
+def curves_figure(pretraining: pd.DataFrame, finetuning: dict[str, pd.DataFrame]) -> Figure:
+    """Loss, spread and rank of the latent over the epochs of pretraining; top-1 of fine-tuning, by what it started from."""
     figure = Figure(figsize=(11, 6), layout="constrained")
     loss, spread, rank, tuned = figure.subplots(2, 2).flat
     for axes, column, title, label in (
@@ -74,7 +74,7 @@ def curves_figure(pretraining: pd.DataFrame, finetuning: pd.DataFrame) -> Figure
     spread.set_ylim(0, max(1.1, float(pretraining["z_std"].max()) * 1.05))
     rank.set_ylim(0, 1.1 * float(pretraining["rankme"].max()))
     for start, colour, style in (("encoder", COLOURS[4], "-"), ("scratch", COLOURS[8], "--")):
-        rows = finetuning[finetuning["start"] == start]
+        rows = finetuning[start]
         tuned.plot(rows["epoch"], rows["top1"], style, marker=".", markersize=4, color=colour, label=f"from {start}")
     tuned.set(title="Fine-tuning: on its own augmented training images", xlabel="epoch", ylabel="top-1", xlim=(0, None))
     tuned.set_ylim(0, None)

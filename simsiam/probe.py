@@ -111,7 +111,6 @@ def linear_probe(
             file=sys.stderr,
         )
     weight = (last.weight[:, :-1] @ axes.T).float()
-    # By the rounded weights: where features are far from 0, the rounding of weights would shift all logits.
     bias = (last.weight[:, -1] - weight.double() @ centre).float()
     tried = {way[1]: top1 for way, top1 in accuracies.items() if way[0] == whiten}
     return Probe(weight.cpu().numpy(), bias.cpu().numpy(), l2, whiten, tried, last.loss, last.gradient_norm, last.iterations)
@@ -140,8 +139,8 @@ def fit(
 ) -> Fit:
     """Multinomial logistic regression of labels (N,) on uncorrelated x (N, d) by L-BFGS.
 
-    Minimises mean cross-entropy + sum of penalties / 2 * weight^2 with a free intercept; `variances` of x and `penalties` are
-    (d,) float64. The optimiser sees each weight divided by (p (1 - p) * variance + penalty)^-1/2 at p = 1 / classes: the
+    Minimises mean cross-entropy + sum of penalties / 2 * weight^2 with a free intercept; `variances` of x and `penalties`
+    are (d,) float64. The optimiser sees each weight divided by (p (1 - p) * variance + penalty)^-1/2 at p = 1 / classes: the
     curvature is then about 1 in every direction, and some dozen iterations do whatever the features are. It has converged
     where no component of the gradient by these exceeds `tolerance`; the loss is then within some 1e-5 of its minimum, and
     further from it only where classes are all but separable and next to nothing holds the weights back.

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
 from PIL import Image
 
 HERE = Path(__file__).parent
@@ -27,11 +26,6 @@ class Study:
     stale: list[str]  # points that were made otherwise than they would be now
     missing: list[str]  # points without results
     note: str  # what a reader has to know first
-
-
-def published() -> pd.DataFrame:
-    """The published results beside which ours are shown, each with its source (published.csv)."""
-    return pd.read_csv(HERE / "published.csv", dtype={"table": str, "frozen": bool, "stop_gradient": bool})
 
 
 def accuracy_rows(metrics: Metrics) -> list[tuple[str, float, str]]:
@@ -80,5 +74,4 @@ def render(title: str, metrics: Metrics, figures: dict[str, bytes], parameters: 
         figures={name: embedded(png) for name, png in figures.items()},
         parameters=parameters,
         studies=[(study, [(caption, embedded(png)) for caption, png in study.figures]) for study in studies],
-        published=published().astype(object).where(lambda frame: frame.notna(), None).to_dict("records"),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from simsiam import code
 from simsiam.files import write_text
-from simsiam.methods import options
+from simsiam.methods import check_all
 from simsiam.settings import Params, load_point
 from stages.common import main
 
@@ -17,11 +17,11 @@ STAGES = ("download", "pretrain", "embed", "linear_eval", "finetune", "project",
 
 def check(params: Params, root: Path) -> None:
     """Write data/code/<stage>.txt, once params.yaml, and every point of its `ablation`, is found good."""
-    options(params)
+    check_all(params)
     for name in params.ablation.points:
-        options(load_point(Path("params.yaml"), name))
+        check_all(load_point(Path("params.yaml"), name))
     for stage in STAGES:
-        write_text(root / f"data/code/{stage}.txt", code.digest(f"stages.{stage}", code.SETTINGS) + "\n")
+        write_text(root / f"data/code/{stage}.txt", code.digest(f"stages.{stage}") + "\n")
 
 
 if __name__ == "__main__":

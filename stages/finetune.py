@@ -27,13 +27,10 @@ def finetune(params: Params, root: Path, *, fresh: bool = False) -> Metrics:
     train_images, test_images = to_tensor(images.x_train, device), to_tensor(images.x_test, device)
     encoder = load_encoder(root / "models/encoder.pt")
     weights = sha256_file(root / "models/encoder.pt")
-    curves: dict[str, list[Record]] = {}
 
     def trained(start: str, begin: Encoder, identity: str) -> Finetuned:
-        def write_curves(records: list[Record]) -> None:
-            curves[start] = records
-            rows = [{"start": start} | dict(record) for start, records in curves.items() for record in records]
-            write_csv(root / "reports/curves/finetune.csv", rows)
+        def write_curve(records: list[Record]) -> None:
+            write_csv(root / f"reports/curves/finetune_from_{start}.csv", records)
 
         return train_classifier(
             begin,
@@ -45,7 +42,7 @@ def finetune(params: Params, root: Path, *, fresh: bool = False) -> Metrics:
             name=f"finetune from {start}",
             about={"images": images.digest, "encoder": encoder.settings.model_dump(), "start": identity},
             store_for=partial(open_store, root, "simsiam.finetune", fresh=fresh),
-            on_epoch=write_curves,
+            on_epoch=write_curve,
         )
 
     def scored(tuned: Finetuned, scores: np.ndarray) -> Metrics:

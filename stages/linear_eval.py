@@ -52,6 +52,7 @@ def linear_eval(params: Params, root: Path) -> Metrics:
             "top5": top_k(scores, test_labels, 5),
             "held_out_top1": probe.held_out[probe.l2],
             "l2": probe.l2,
+            "whitened": probe.whitened,
             "loss": probe.loss,
             "gradient_norm": probe.gradient_norm,
             "iterations": probe.iterations,

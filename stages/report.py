@@ -24,7 +24,8 @@ def report(params: Params, root: Path) -> None:
     """Write reports/index.html with all that the other stages found, the last two figures, and the settings that ran."""
     figures, curves = root / "reports/figures", root / "reports/curves"
     metrics = read_metrics(root)
-    draw(figures / "curves.png", curves_figure, pd.read_csv(curves / "pretrain.csv"), pd.read_csv(curves / "finetune.csv"))
+    tuning = {start: pd.read_csv(curves / f"finetune_from_{start}.csv") for start in ("encoder", "scratch")}
+    draw(figures / "curves.png", curves_figure, pd.read_csv(curves / "pretrain.csv"), tuning)
     draw(figures / "accuracies.png", accuracies_figure, accuracy_rows(metrics), *chance_and_images(metrics))
     settings = settings_that_ran(params)
     write_text(root / "reports/settings.yaml", settings)

@@ -210,6 +210,7 @@ def attack(stage: str, start: Path, folder: Path, jobs: int) -> int:
     found = calls(stage, traced)
     chosen = sample(found)
     after = outputs(content(traced))
+    print(f"{stage}: {len(chosen)} of {len(found)} calls are to fail", flush=True)
 
     clones: queue.Queue[Path] = queue.Queue()
     for number in range(jobs):
@@ -245,9 +246,9 @@ def attack(stage: str, start: Path, folder: Path, jobs: int) -> int:
 
     with ThreadPoolExecutor(jobs) as pool:
         bad = sum(pool.map(fail, chosen))
-    print(f"{stage}: {len(chosen)} of {len(found)} calls failed, {len(recovered)} states, {bad} times wrong", flush=True)
+    print(f"{stage}: it was seen to work from {len(recovered)} states; {bad} times wrong", flush=True)
     for text, number in errors.items():
-        print(f"    {number} x {text}")
+        print(f"    {number} x {text}", flush=True)
     copy(first, start)
     return bad
 

@@ -175,7 +175,6 @@ def test_the_report_opens_offline_and_shows_the_run(clone: Path) -> None:
     top1 = json.loads((clone / "reports/metrics/linear_eval.json").read_text())["linear_eval"]["backbone"]["top1"]
     assert f"{top1:.1%}" in page and "latent dimension <b>2</b>" in page
     assert "25% of the training images' labels" in page
-    assert all(published in page for published in ("91.8%", "34.1%", "60.9%", "10.4%"))
 
 
 def test_with_two_latent_dimensions_the_latent_itself_is_mapped(clone: Path) -> None:

@@ -138,6 +138,8 @@ def degenerate(case: str, plain: NDArray[np.float32]) -> NDArray[np.float64]:
             return np.concatenate([plain, plain, 3 * plain], 1)
         case "rank-deficient":
             return plain @ rng(7).normal(size=(12, 40))
+        case "rank-deficient and mixed":
+            return plain @ condition_1000(12) @ rng(7).normal(size=(12, 40))
         case "small beside the mean":  # as collapsed without the stop-gradient: the deviation is .025 of the norm
             return 1 + 0.025 / plain.std() * plain
         case "equal":
@@ -149,15 +151,32 @@ def degenerate(case: str, plain: NDArray[np.float32]) -> NDArray[np.float64]:
     raise AssertionError(case)
 
 
-INFORMATIVE = ["dead", "dead but for rounding", "duplicated", "rank-deficient", "small beside the mean"]
+INFORMATIVE = [
+    "dead",
+    "dead but for rounding",
+    "duplicated",
+    "rank-deficient",
+    "rank-deficient and mixed",
+    "small beside the mean",
+]
 
 
 @pytest.mark.parametrize("case", [*INFORMATIVE, "equal", "equal but for rounding", "one direction"])
-def test_degenerate_features_do_no_harm(case: str, plain: NDArray[np.float32], capsys: pytest.CaptureFixture[str]) -> None:
+def test_degenerate_features_do_no_harm(
+    case: str, plain: NDArray[np.float32], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = []
+
+    def watched(*given: Any, **named: Any) -> module.Fit:
+        fits.append(fit(*given, **named))
+        return fits[-1]
+
+    monkeypatch.setattr(module, "fit", watched)
     features = degenerate(case, plain).astype(np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = probe(features[TRAIN])
+    assert all(one.weight.isfinite().all() for one in fits) and fits[-1].converged
     assert np.isfinite(found.weight).all() and np.isfinite(found.bias).all()
     assert capsys.readouterr().err == ""
     if case in INFORMATIVE:

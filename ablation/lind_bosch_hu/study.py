@@ -15,7 +15,6 @@ from ablation.results import Found
 from ablation.tables import EVERYTHING, Column, Picture, Table, means, write
 from simsiam.files import write_json
 from simsiam.plots import NETWORKS, class_legend, outline, picture, plane_figure, scatter
-from simsiam.report import published
 
 NAME = "lind_bosch_hu"
 SHAP_DIMS = (8, 32, 128)  # of the report's Figure 3
@@ -98,6 +97,13 @@ def study(root: Path, found: list[Found]) -> None:
     write_json(root / f"reports/metrics/study_{NAME}.json", {f"study_{NAME}": verdicts})
     for claim in claims:
         print(f"{': '.join(filter(None, (claim['verdict'], claim['reason'])))}: {claim['claim']}", file=sys.stderr)
+
+
+def published() -> pd.DataFrame:
+    """What the report has, and Chen & He, each with its source (published.csv)."""
+    return pd.read_csv(
+        Path(__file__).with_name("published.csv"), dtype={"table": str, "frozen": bool, "stop_gradient": bool}
+    )
 
 
 def accuracies(trained: ByDim, without: ByDim, on_backbone: ByDim, table: str) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from typing import Any
 from simsiam.errors import UserError
 from simsiam.methods.simsiam import SimSiam
 from simsiam.networks import Encoder
-from simsiam.settings import EncoderSettings, Params, checked
+from simsiam.settings import EncoderSettings, Params, Recipes, checked
 
 METHODS: dict[str, Any] = {"simsiam": SimSiam}
 
@@ -29,13 +29,26 @@ def options(params: Params) -> Any:
     name = params.method
     if name not in METHODS:
         raise UserError(f"params.yaml: method is {name!r}: it should be one of {', '.join(METHODS)}")
-    fields = METHODS[name].Options.model_fields
-    content = dict(params.chosen.methods.get(name, {}))
-    if "stop_gradient" in fields:
-        content["stop_gradient"] = params.stop_gradient
-    elif not params.stop_gradient:
+    if not params.stop_gradient and "stop_gradient" not in METHODS[name].Options.model_fields:
         raise UserError(f"params.yaml: stop_gradient is false, but {name} has no stop-gradient to leave out")
-    return checked(METHODS[name].Options, content, "params.yaml", f"recipes.{params.recipe}.methods.{name}.")
+    return _options(params, params.recipe, name)
+
+
+def check_all(params: Params) -> None:
+    """Raises UserError for what is wrong with any method's settings in any recipe, or with the choice of one."""
+    for recipe in Recipes.model_fields:
+        for name in getattr(params.recipes, recipe).methods:
+            if name not in METHODS:
+                raise UserError(f"params.yaml: unknown key recipes.{recipe}.methods.{name}: there are {', '.join(METHODS)}")
+            _options(params, recipe, name)
+    options(params)
+
+
+def _options(params: Params, recipe: str, name: str) -> Any:
+    content = dict(getattr(params.recipes, recipe).methods.get(name, {}))
+    if "stop_gradient" in METHODS[name].Options.model_fields:
+        content["stop_gradient"] = params.stop_gradient
+    return checked(METHODS[name].Options, content, "params.yaml", f"recipes.{recipe}.methods.{name}.")
 
 
 def build(params: Params, normalisation: tuple[tuple[float, ...], tuple[float, ...]]) -> Any:
