@@ -8,7 +8,6 @@ GNU parallel or an array job. Trainings that two points share are done once (`.c
 
 import shutil
 import sys
-import tempfile
 from argparse import ArgumentParser, RawTextHelpFormatter
 from pathlib import Path
 from typing import Any
@@ -84,8 +83,8 @@ def run_point(name: str, seed: int, stages: list[str], root: Path = Path()) -> N
         if matches(place, given):
             print(f"{words}: there already, made with the same params, code and images", file=sys.stderr)
             return
-        store_folder(root).mkdir(exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"point-{name}-{seed}-", dir=store_folder(root)))
+        scratch = store_folder(root) / "scratch" / f"{name}-{seed}"
+        shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
         try:
             for stage in stages:
                 print(f"{words}: {stage}", file=sys.stderr)

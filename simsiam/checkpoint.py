@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -79,7 +80,7 @@ def training_lock(folder: Path, *, wait: bool) -> Iterator[None]:
 
 def trainings(root: Path) -> list[Path]:
     """The folders of all trainings in the store, oldest first."""
-    folders = [path for path in store_folder(root).glob("*/*") if path.is_dir()]
+    folders = [path.parent for path in store_folder(root).glob("*/*/settings.json")]
     return sorted(folders, key=lambda path: path.stat().st_mtime)
 
 
@@ -126,11 +127,17 @@ def load_weights(path: Path) -> dict[str, Any]:
     Raises UserError when the file is missing, damaged, or holds anything but tensors and plain values.
     """
     try:
+        if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()):  # torch compares no checksum
+            raise UserError(f"{path} was refused ({damaged} is damaged): delete it and run `dvc repro`")
         return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{path} is missing: `dvc repro` makes it") from None
     except Exception as error:  # torch, pickle and zipfile each have errors of their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "weights_only" in reason:  # torch's advice is to switch the protection off
+            reason = "it holds more than tensors and plain values"
         raise UserError(f"{path} was refused ({reason}): delete it and run `dvc repro`") from None
 
 

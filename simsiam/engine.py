@@ -251,7 +251,7 @@ class _Books:
             self._save()
         if last and parallel.rank() == 0:
             self.on_epoch(now.records)
-        if stopping:
+        if stopping or (now.step == self.total and parallel.any_of(bool(self.stop), device)):  # or asked to while it saved
             kept = "saved; the same command goes on, without --fresh" if self.save else "nothing of it was saved"
             number = self.stop[0] if self.stop else signal.SIGTERM
             raise Interrupted(f"{self.name}: stopped at step {now.step} of {self.total}, {kept}", number)

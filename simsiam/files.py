@@ -154,13 +154,16 @@ def write_npz(path: Path, **arrays: NDArray[Any]) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def read_npz(path: Path, *, how: str = REPRO) -> dict[str, NDArray[Any]]:
+def read_npz(path: Path, *needs: str, how: str = REPRO) -> dict[str, NDArray[Any]]:
     """Every array of an npz. Nothing in the file is executed.
 
-    Raises UserError when it is missing, damaged (checksums included) or no npz; `how` says what to do then.
+    Raises UserError when it is missing, damaged (checksums included), no npz or without an array that it `needs`; `how` says
+    what to do then.
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if missing := [name for name in needs if f"{name}.npy" not in archive.namelist()]:
+                raise ValueError(f"it has no {missing[0]}")
             return {name.removesuffix(".npy"): _read_array(archive, name) for name in archive.namelist()}
     except Exception as error:  # zipfile, numpy and zlib each have errors of their own
         raise _unreadable(path, error, how) from None

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from simsiam.errors import UserError
@@ -161,13 +162,10 @@ def fit(
         gradient = torch.cat([residual @ x, residual.sum(1, keepdim=True)], 1).double() / len(x) * scale + penalty * scaled
         return loss.item(), gradient.cpu().numpy().ravel()
 
-    end = minimize(
-        objective,
-        (start / scale).cpu().numpy().ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"gtol": tolerance, "ftol": 0, "maxiter": MOST_STEPS, "maxfun": 2 * MOST_STEPS},
-    )
+    options = {"gtol": tolerance, "ftol": 0, "maxiter": MOST_STEPS, "maxfun": 2 * MOST_STEPS}
+    # SciPy's part is tiny, but its threads would wait for more by spinning, on the cores that torch's threads are to run on.
+    with threadpool_limits({"libscipy_openblas": 1}):
+        end = minimize(objective, (start / scale).cpu().numpy().ravel(), jac=True, method="L-BFGS-B", options=options)
     norm = float(np.abs(end.jac).max())
     scaled = torch.from_numpy(end.x).to(x.device).view_as(start)
     loss = float(end.fun) - (penalty * scaled**2).sum().item() / 2

@@ -173,6 +173,13 @@ class Explain(Section):
     mass_images: Annotated[int, Field(ge=0)]
     mass_background: Annotated[int, Field(ge=10, le=1_000)]
 
+    @field_validator("mass_images")
+    @classmethod
+    def _has_an_interval(cls, images: int) -> int:
+        if images == 1:
+            raise ValueError("it should be 0, or 2 or more: one image has no interval")
+        return images
+
 
 class Report(Section):
     title: Annotated[str, Field(min_length=1)]
@@ -186,6 +193,13 @@ class Study(Section):
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(min_length=1)
     stages: list[StageName] = Field(min_length=1)  # that its points go through
 
+    @field_validator("points", "seeds", "stages")
+    @classmethod
+    def _each_once(cls, values: list[Any]) -> list[Any]:
+        if len(set(values)) < len(values):
+            raise ValueError("one of them stands there twice")
+        return values
+
 
 class Ablation(Section):
     points: dict[Name, Changes]
@@ -193,6 +207,11 @@ class Ablation(Section):
 
     @model_validator(mode="after")
     def _defined(self) -> Self:
+        for name, changes in self.points.items():
+            if useless := [key for key in changes if key.split(".")[0] in ("seed", "data", "report", "ablation")]:
+                raise ValueError(
+                    f"point {name} cannot change {useless[0]}: seeds are a study's, and all points share the images"
+                )
         for name, study in self.studies.items():
             if unknown := set(study.points) - set(self.points):
                 raise ValueError(f"study {name} has points that are not in ablation.points: {', '.join(sorted(unknown))}")
@@ -267,7 +286,11 @@ def load_point(path: Path, name: str, seed: int | None = None) -> Params:
     points = check(content, path.name).ablation.points
     if name not in points:
         raise UserError(f"{path.name}: ablation.points has no {name}: it has {', '.join(points)}")
-    return check(changed(content, points[name] | ({} if seed is None else {"seed": seed})), f"ablation.points.{name}")
+    try:
+        content = changed(content, points[name] | ({} if seed is None else {"seed": seed}))
+    except UserError as error:
+        raise UserError(f"{path.name}: ablation.points.{name}: {error}") from None
+    return check(content, f"ablation.points.{name}")
 
 
 def changed(content: Any, changes: Changes) -> Any:

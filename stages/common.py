@@ -1,6 +1,7 @@
 """What every stage does: read params.yaml, run one function, write its metrics, and speak plainly when it cannot."""
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -61,8 +62,14 @@ class plainly:
 
     def __enter__(self) -> None:
         os.environ.setdefault("DVC_ROOT", str(Path.cwd()))
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._stop)  # a training has a handler of its own, which saves first
         if "DVC_STAGE" in os.environ:
             threading.Thread(target=_stop_without, args=[os.getppid()], daemon=True).start()
+
+    def _stop(self, number: int, frame: object) -> None:
+        print(f"error: {self.name}: stopped", file=sys.stderr)
+        sys.exit(128 + number)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, UserError):
@@ -87,8 +94,6 @@ def load_images(root: Path) -> ImageSet:
 
 def _stop_without(parent: int) -> None:
     """Stop this process, as Ctrl-C would, when the process that started it has gone."""
-    import signal
-
     while os.getppid() == parent:
         time.sleep(1)
     print("DVC has gone: stopping", file=sys.stderr)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from simsiam.collapse import z_std
 
+from simsiam.collapse import z_std
 from simsiam.engine import pick_device
 from simsiam.errors import UserError
 from simsiam.features import extract
@@ -36,6 +36,8 @@ def embed(params: Params, root: Path) -> Metrics:
         for part, pixels in (("train", images.x_train), ("test", images.x_test)):
             words = f"embed {prefix.rstrip('_') or 'trained'} encoder, {part} images"
             backbone, latent = extract(encoder, to_tensor(pixels, device), name=words)
+            if not (np.isfinite(backbone).all() and np.isfinite(latent).all()):
+                raise UserError("embed: the encoder's features are not finite: it has diverged; try a smaller pretrain.lr")
             features[f"{prefix}backbone_{part}"], features[f"{prefix}latent_{part}"] = backbone, latent
     write_npz(
         root / "data/features.npz",

@@ -37,8 +37,11 @@ def explain(params: Params, root: Path) -> Metrics:
 
     encoder, heads = load_encoder(root / "models/encoder.pt"), load_weights(root / "models/linear.pt")
     tuned = load_classifier(root / "models/finetuned.pt")
-    frozen = with_head(encoder, heads[tuned.space], tuned.space)
-    random = with_head(Encoder(encoder.settings), heads[f"random_{tuned.space}"], tuned.space)
+    try:
+        frozen = with_head(encoder, heads[tuned.space], tuned.space)
+        random = with_head(Encoder(encoder.settings), heads[f"random_{tuned.space}"], tuned.space)
+    except (KeyError, TypeError, AttributeError, RuntimeError):
+        raise UserError("models/linear.pt does not hold the linear heads: delete it and run `dvc repro`") from None
     networks = {"frozen": frozen, "finetuned": tuned, "random": random}
 
     pixels = to_tensor(images.x_test[chosen.images], device).float() / 255

@@ -28,7 +28,8 @@ def linear_eval(params: Params, root: Path) -> Metrics:
     With few labels the same is done on some of the training images, as many of each class, of which a tenth is held out;
     each draw takes others.
     """
-    features, chosen, device = read_npz(root / "data/features.npz"), params.linear_eval, pick_device()
+    chosen, device = params.linear_eval, pick_device()
+    features = read_npz(root / "data/features.npz", *(f"{space}_train" for space in SPACES), "y_train", "y_test", "classes")
     labels, test_labels, names = features["y_train"], features["y_test"], tuple(features["classes"].tolist())
     metrics: Metrics = {}
     heads: dict[str, dict[str, torch.Tensor]] = {}

@@ -17,7 +17,12 @@ from stages.common import Metrics, main
 
 def project(params: Params, root: Path) -> Metrics:
     """Write reports/projection.csv and the maps of a class-balanced sample of the test images."""
-    features, finetuned = read_npz(root / "data/features.npz"), read_npz(root / "data/finetuned.npz")
+    features = read_npz(
+        root / "data/features.npz", "backbone_test", "latent_test", "random_backbone_test", "y_test", "classes"
+    )
+    finetuned = read_npz(root / "data/finetuned.npz", "finetuned_test")
+    if len({len(features["y_test"]), len(features["latent_test"]), len(finetuned["finetuned_test"])}) > 1:
+        raise UserError("data/features.npz and data/finetuned.npz are of other images each: delete both and run `dvc repro`")
     labels, names = features["y_test"], features["classes"].tolist()
     points, perplexity = params.project.points, params.project.perplexity
     chosen = split(labels, points, params.seed)[1] if points < len(labels) else np.arange(len(labels))

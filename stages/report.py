@@ -24,8 +24,8 @@ def report(params: Params, root: Path) -> None:
     """Write reports/index.html with all that the other stages found, the last two figures, and the settings that ran."""
     figures, curves = root / "reports/figures", root / "reports/curves"
     metrics = read_metrics(root)
-    tuning = {start: pd.read_csv(curves / f"finetune_from_{start}.csv") for start in ("encoder", "scratch")}
-    draw(figures / "curves.png", curves_figure, pd.read_csv(curves / "pretrain.csv"), tuning)
+    tuning = {start: read_curve(curves / f"finetune_from_{start}.csv") for start in ("encoder", "scratch")}
+    draw(figures / "curves.png", curves_figure, read_curve(curves / "pretrain.csv"), tuning)
     draw(figures / "accuracies.png", accuracies_figure, accuracy_rows(metrics), *chance_and_images(metrics))
     settings = settings_that_ran(params)
     write_text(root / "reports/settings.yaml", settings)
@@ -57,8 +57,21 @@ def read_metrics(root: Path) -> Metrics:
     """Every stage's metrics, by the stage's name."""
     metrics: Metrics = {}
     for stage in STAGES:
-        metrics |= read_json(root / f"reports/metrics/{stage}.json")
+        path = root / f"reports/metrics/{stage}.json"
+        content = read_json(path)
+        if not isinstance(content, dict) or not isinstance(content.get(stage), dict):
+            raise UserError(f"{path} does not hold the metrics of stage {stage}: delete it and run `dvc repro`")
+        metrics[stage] = content[stage]
     return metrics
+
+
+def read_curve(path: Path) -> pd.DataFrame:
+    """A curve. Raises UserError where it is missing or none."""
+    try:
+        frame = pd.read_csv(path)
+        return frame.assign(epoch=frame["epoch"].astype(float))
+    except (OSError, ValueError, KeyError) as error:  # pandas' own are ValueErrors
+        raise UserError(f"{path} is no curve ({' '.join(str(error).split())}): delete it and run `dvc repro`") from None
 
 
 def read_picture(path: Path, how: str = "delete it and run `dvc repro`") -> bytes:
@@ -66,8 +79,8 @@ def read_picture(path: Path, how: str = "delete it and run `dvc repro`") -> byte
     try:
         content = path.read_bytes()
         Image.open(io.BytesIO(content)).load()
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow has all of these for a damaged picture
-        raise UserError(f"{path} is no readable picture ({error}): {how}") from None
+    except (OSError, SyntaxError, ValueError):  # Pillow has all of these for a damaged picture
+        raise UserError(f"{path} is no readable picture: {how}") from None
     return content
 
 

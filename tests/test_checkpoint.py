@@ -22,6 +22,7 @@ from simsiam.checkpoint import (
     free,
     load_weights,
     open_store,
+    save_weights,
     store_folder,
     training_lock,
     trainings,
@@ -341,3 +342,20 @@ def test_several_processes_do_not_wait_for_another_program(tmp_path: Path, monke
         monkeypatch.setattr(parallel, "rank", lambda: 1)
         with open_store(tmp_path, "simsiam.pretrain", IDENTITY) as store:  # the first holds the lock for all
             assert store.folder.exists()
+
+
+def test_a_flipped_bit_in_a_file_of_weights_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.pt"
+    save_weights(path, {"weights": torch.arange(1000.0)})
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(1000.0).numpy().tobytes()) + 2000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"encoder\.pt was refused \(.* is damaged\): delete it and run `dvc repro`"):
+        load_weights(path)
+
+
+def test_only_trainings_are_listed_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    (tmp_path / ".checkpoints/scratch/d2-0/data").mkdir(parents=True)  # a point at work
+    with open_store(tmp_path, "simsiam.pretrain", {"lr": 0.1}) as store:
+        assert trainings(tmp_path) == [store.folder]

@@ -385,3 +385,16 @@ def test_derived_seeds_differ() -> None:
     seeds = {derive(seed, purpose, step) for seed in range(10) for purpose in range(3) for step in range(100)}
     assert len(seeds) == 3000 and max(seeds) < 2**32
     assert derive(0, 2) not in (derive(1, 2), derive(0, 2, 0)) and derive(0, 1, 5, 0) != derive(0, 1, 5, 1)
+
+
+def test_a_signal_while_the_end_is_written_is_not_swallowed(tmp_path: Path) -> None:
+    watched = Watched()
+    ends: list[int] = []
+
+    def write(records: list[Record]) -> None:
+        ends.append(len(records))
+        if len(ends) == 3:  # the last of three epochs
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="step 12 of 12"):
+        watched.run(on_epoch=write)

@@ -330,3 +330,20 @@ def test_a_stage_ends_in_one_line_without_a_traceback(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1 and result.stdout == ""
     assert result.stderr.startswith("error: params.yaml: latent_dim is 0: ") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ablation.studies.dimension.seeds": [0, 0]}, "one of them stands there twice"),
+        ({"ablation.studies.dimension.points": ["d2", "d2"]}, "one of them stands there twice"),
+        ({"ablation.points.d2": {"seed": 3}}, "point d2 cannot change seed"),
+        ({"ablation.points.d2": {"data.source": "npm"}}, "point d2 cannot change data.source"),
+        ({"explain.mass_images": 1}, "one image has no interval"),
+    ],
+)
+def test_what_would_count_one_run_twice_or_change_nothing_is_refused(content: Any, changes: Any, message: str) -> None:
+    for key, value in changes.items():
+        change(content, key, value)
+    with pytest.raises(UserError, match=message):
+        check(content)
