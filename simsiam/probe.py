@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from simsiam.errors import UserError
@@ -20,6 +20,7 @@ L2S = tuple(10.0**power for power in range(5, -15, -1))  # wide, since only the 
 TIE = 1e-3  # losses on the slice (nats) that differ by less are equal
 LOOSE, TIGHT = 2e-3, 1e-4  # `fit` ends at a gradient this small: to rank strengths, and for good (float32's noise is 5e-6)
 MOST_STEPS = 1000
+POOLS = ThreadpoolController()
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,8 @@ def fit(
         return loss.item(), gradient.cpu().numpy().ravel()
 
     options = {"gtol": tolerance, "ftol": 0, "maxiter": MOST_STEPS, "maxfun": 2 * MOST_STEPS}
-    # SciPy's part is tiny, but its threads would wait for more by spinning, on the cores that torch's threads are to run on.
-    with threadpool_limits({"libscipy_openblas": 1}):
+    # SciPy has little to compute, but its threads wait for it by spinning, on the cores that torch is to run on.
+    with POOLS.limit(limits={"libscipy_openblas": 1}):
         end = minimize(objective, (start / scale).cpu().numpy().ravel(), jac=True, method="L-BFGS-B", options=options)
     norm = float(np.abs(end.jac).max())
     scaled = torch.from_numpy(end.x).to(x.device).view_as(start)

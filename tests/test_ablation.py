@@ -16,7 +16,7 @@ from scipy.stats import t as student
 from ablation.compare import Estimate, contrast, difference
 from ablation.figures import accuracy_figure
 from ablation.lind_bosch_hu.claims import CLAIMS, Grid, grid_of, judged
-from ablation.point import RESULTS, work
+from ablation.point import RESULTS, relevant, work
 from ablation.results import ARRAYS, MAPPED, NETWORKS, SPACES, Found, flat, read_one
 from ablation.study import axis_of, study
 from simsiam import code
@@ -158,7 +158,7 @@ def write_result(root: Path, point: str, seed: int, **changes: Any) -> Path:
     """ablation/results/<point>/<seed>.json and .npz, made with the code, params and images that there are."""
     params = load_point(root / "params.yaml", point, seed)
     stages = work(params)[point][1]
-    result, arrays = content(params.in_use(), point, seed, stages, **changes)
+    result, arrays = content(relevant(params, stages), point, seed, stages, **changes)
     result["made_with"] |= {"code": code.digest("ablation.point", code.FIGURES), "images": load_images(root).digest}
     place = root / RESULTS / point / str(seed)
     write_json(place.with_suffix(".json"), result)
