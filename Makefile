@@ -1,7 +1,7 @@
 # make repro              set up .venv, run the pipeline, write reports/index.html
 # make test               set up .venv and pass the tests
 # make bench              throughput beside other libraries and in other arithmetic (about half an hour)
-# make soak              kill trainings at random moments and fail every write, and see that nothing is lost (about an hour)
+# make soak              kill trainings at random moments and fail every write, and see that nothing is lost (long)
 # make clean-checkpoints  show what the checkpoint store holds, and free it
 #
 # Another Python: make PYTHON=python3.12 repro. Another build of torch: UV_TORCH_BACKEND=cpu make repro (or cu126, ...).
