@@ -21,7 +21,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The small repository with its data and nothing trained yet; it saves five checkpoints a second."""
     clone = tmp_path_factory.mktemp("clone")
     make_clone(clone, save_every=0.2)
-    set_params(clone, recipes__laptop__pretrain__epochs=25)
+    set_params(clone, recipes__laptop__pretrain__epochs=40)
     run("dvc", "repro", "download", at=clone)
     run("git", "add", "--all", at=clone)
     run("git", "commit", "-qm", "data", at=clone)
@@ -51,13 +51,13 @@ def start_and_signal(clone: Path, command: list[str], number: signal.Signals) ->
 def test_stopped_and_killed_trainings_go_on_and_fresh_trains_anew(clone: Path) -> None:
     stage = ["python", "-m", "stages.pretrain"]
     status, errors = start_and_signal(clone, stage, signal.SIGTERM)
-    assert status == 143 and re.search(r"error: pretrain: stopped at step \d+ of 150, saved", errors)
+    assert status == 143 and re.search(r"error: pretrain: stopped at step \d+ of 240, saved", errors)
     status, _ = start_and_signal(clone, ["dvc", "repro", "pretrain"], signal.SIGKILL)
-    assert status == -signal.SIGKILL and not (clone / "models/encoder.pt").exists() and newest(clone) < 150
+    assert status == -signal.SIGKILL and not (clone / "models/encoder.pt").exists() and newest(clone) < 240
 
     resumed = run("dvc", "repro", "pretrain", at=clone)
     assert f"going on from step {newest(clone)}" not in resumed.stderr  # it went on from before its end
-    assert re.search(r"going on from step [1-9]\d* of 150", resumed.stderr)
+    assert re.search(r"going on from step [1-9]\d* of 240", resumed.stderr)
     expected = sha256_file(clone / "models/encoder.pt")
     fresh = run(*stage, "--fresh", at=clone)
     assert "going on" not in fresh.stderr and sha256_file(clone / "models/encoder.pt") == expected
@@ -68,7 +68,7 @@ def test_stopped_and_killed_trainings_go_on_and_fresh_trains_anew(clone: Path) -
 
 def test_a_training_whose_dvc_is_gone_saves_and_stops(clone: Path) -> None:
     run("python", "-m", "stages.checkpoints", "--free", at=clone)
-    set_params(clone, latent_dim=6)
+    set_params(clone, latent_dim=6, recipes__laptop__pretrain__epochs=10_000)  # it cannot end before it notices
     with subprocess.Popen(["dvc", "repro", "pretrain"], cwd=clone, env=environment(), start_new_session=True) as dvc:
         while newest(clone) == 0:
             assert dvc.poll() is None, "it ended before there was a new checkpoint"
@@ -81,7 +81,7 @@ def test_a_training_whose_dvc_is_gone_saves_and_stops(clone: Path) -> None:
     while set(mine) & set(processes_in(clone)):
         assert time.monotonic() < deadline, "it goes on training for nobody"
         time.sleep(0.2)
-    assert 0 < newest(clone) < 150
+    assert 0 < newest(clone) < 60_000
     run("git", "checkout", "--force", ".", at=clone)
 
 
