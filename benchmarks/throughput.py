@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers import lightly_steps, plain_steps
 from simsiam import images
-from simsiam.augment import random_view
+from simsiam.augment import random_views
 from simsiam.engine import pick_device, resolve_precision
 from simsiam.files import write_json
 from simsiam.images import ImageSet, to_tensor
@@ -91,7 +91,7 @@ def ours(model: Any, pictures: Tensor, settings: Pretrain, steps: int, warm_up: 
     return ends[1] - ends[0]
 
 
-def bare_steps(model: Any, views: tuple[Tensor, Tensor], settings: Pretrain) -> Iterator[None]:
+def bare_steps(model: Any, views: list[Tensor], settings: Pretrain) -> Iterator[None]:
     """Forward, backward and update on two fixed views, as the engine does them; a step each `next`."""
     device = views[0].device
     model.to(device).to(memory_format=torch.channels_last).train()
@@ -147,7 +147,7 @@ def measure(name: str, params: Params, data: ImageSet, device: torch.device, rou
     settings = params.chosen.pretrain.model_copy(update={"batch_size": batch, "compile": compile})
     augment, pictures = settings.augment, data.x_train[: (warm_up + steps) * batch]
     on_device, generator = to_tensor(pictures, device), torch.Generator().manual_seed(0)
-    views = (random_view(on_device[:batch], generator, augment), random_view(on_device[:batch], generator, augment))
+    views = random_views(on_device[:batch], generator, augment, 2)
     workers = os.cpu_count() or 1
 
     def model() -> Any:
@@ -176,8 +176,7 @@ def measure(name: str, params: Params, data: ImageSet, device: torch.device, rou
     flops, top = flops_of(lambda: next(bare)) / batch, peak(device, precision)
     started = time.perf_counter()
     for _ in range(steps):
-        random_view(on_device[:batch], generator, augment)
-        random_view(on_device[:batch], generator, augment)
+        random_views(on_device[:batch], generator, augment, 2)
     wait(device)
     views_seconds = (time.perf_counter() - started) / steps
     return {

@@ -26,14 +26,15 @@ class Drawn:
     jitter_order: list[int]  # a permutation of brightness 0, contrast 1, saturation 2, hue 3, for the whole batch
 
 
-def random_view(images: Tensor, generator: Generator, settings: Augment) -> Tensor:
-    """One random view of each image.
+def random_views(images: Tensor, generator: Generator, settings: Augment, count: int) -> list[Tensor]:
+    """`count` random views of each image.
 
     images: (N, 3, S, S) uint8 on any device. generator: on the CPU, so that every device makes the same views (a GPU up to
     the rounding of TF32) and nobody waits for one.
-    Returns (N, 3, view_size, view_size) float32 in [0, 1], channels_last.
+    Returns (N, 3, view_size, view_size) float32 in [0, 1], channels_last, `count` times.
     """
-    return make_view(images, draw(len(images), images.shape[-1], generator, settings), settings)
+    pictures = images.float().div_(255)
+    return [make_view(pictures, draw(len(images), images.shape[-1], generator, settings), settings) for _ in range(count)]
 
 
 def draw(n: int, size: int, generator: Generator, settings: Augment) -> Drawn:
@@ -54,12 +55,12 @@ def draw(n: int, size: int, generator: Generator, settings: Augment) -> Drawn:
 
 
 def make_view(images: Tensor, drawn: Drawn, settings: Augment) -> Tensor:
-    """The view of each image that was drawn. Shapes and ranges as `random_view`."""
+    """The view of each image (N, 3, S, S), float32 in [0, 1], that was drawn. Returns what `random_views` does, once."""
     numbers = drawn.numbers.pin_memory() if images.is_cuda else drawn.numbers
     numbers = numbers.to(images.device, non_blocking=True)
     top, left, height, width, flip, brightness, contrast, saturation, hue, grey_, sigma = numbers
     with torch.autocast(images.device.type, enabled=False):  # views are not rounded to bf16, as the network may be
-        views = crop_resize(images.float().div_(255), top, left, height, width, settings.view_size, flip > 0)
+        views = crop_resize(images, top, left, height, width, settings.view_size, flip > 0)
         if settings.jitter_probability > 0:
             operations = (
                 lambda x: adjust_brightness(x, 1 + brightness),

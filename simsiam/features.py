@@ -10,7 +10,7 @@ from simsiam.networks import Encoder
 
 
 def extract(
-    encoder: Encoder, images: Tensor, *, batch_size: int = 500, name: str = "features"
+    encoder: Encoder, images: Tensor, *, batch_size: int = 125, name: str = "features"
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Backbone features (N, 8 * width) and latents (N, latent_dim) of images (N, 3, S, S) uint8, without augmentation.
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from simsiam.augment import random_view
+from simsiam.augment import random_views
 from simsiam.engine import Diverged, Record, Result, StoreFor, train
 from simsiam.errors import UserError
 from simsiam.features import extract
@@ -80,7 +80,7 @@ def finetune(
 
         def loss_of(network: nn.Module, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
             batch = chosen[batch]
-            logits = network(random_view(images[batch], generator, settings.augment)).float()
+            logits = network(*random_views(images[batch], generator, settings.augment, 1)).float()
             loss = F.cross_entropy(logits, targets[batch])
             return loss, {"top1": (logits.argmax(1) == targets[batch]).float().mean()}
 

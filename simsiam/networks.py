@@ -22,20 +22,24 @@ Space = Literal["backbone", "latent"]  # an encoder's two outputs
 
 
 class Conv2d(nn.Conv2d):
-    """torch's convolution, computed as a matrix product where the map that goes in has at most 2x2 pixels.
+    """torch's convolution, computed as a matrix product where that is faster: for a small map that goes in.
 
-    Then most taps of a kernel meet padding, and only those that meet the input count. The result is the same but for
-    rounding; on a CPU the gradient of the weight is up to 20 times faster, and with it the last stages of a ResNet on small
-    images. For what a ResNet has: no bias, and a padding of half the kernel. Maps that are not square, and a GPU, which
-    gains nothing, get torch's own.
+    With a 1x1 kernel that is up to 16x16 pixels. With a larger one it is up to 2x2: most taps of the kernel meet padding
+    there, and only those that meet the input count. The result is the same but for rounding; on a CPU the gradient of the
+    weight is up to 20 times faster, and with it the last stages of a ResNet on small images. For what a ResNet has: no bias,
+    and a padding of half the kernel. Maps that are not square, and a GPU, which gains nothing, get torch's own.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        size, first = x.shape[-1], int(self.padding[0])  # for the first pixel that comes out, this tap meets the first of x
-        out = -(-size // self.stride[0])
-        if size > 2 or x.shape[-2] != size or x.is_cuda or (out > 1 and self.kernel_size[0] == 1):
+        size, stride, kernel = x.shape[-1], self.stride[0], self.kernel_size[0]
+        if x.is_cuda or x.shape[-2] != size or size > (16 if kernel == 1 else 2):
             return super().forward(x)
-        met = min(size, self.kernel_size[0] - first)  # taps that meet the input, in each direction
+        if kernel == 1:
+            pixels = x[:, :, ::stride, ::stride].permute(0, 2, 3, 1)
+            return nn.functional.linear(pixels, self.weight.flatten(1)).permute(0, 3, 1, 2)
+        first = int(self.padding[0])  # for the first pixel that comes out, this tap meets the first of x
+        out = -(-size // stride)
+        met = min(size, kernel - first)  # taps that meet the input, in each direction
         weight = self.weight.permute(0, 2, 3, 1)
         ranges = [slice(first - i, first - i + met) for i in range(out)]
         matrix = torch.stack([weight[:, rows, columns] for rows in ranges for columns in ranges]).flatten(2).flatten(0, 1)

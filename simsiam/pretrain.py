@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from simsiam import collapse
-from simsiam.augment import random_view
+from simsiam.augment import random_views
 from simsiam.engine import Record, Result, StoreFor, train
 from simsiam.settings import Pretrain
 
@@ -39,8 +39,7 @@ def pretrain(
     stop_gradient = getattr(method.options, "stop_gradient", True)
 
     def loss_of(network: nn.Module, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        x = images[batch]
-        loss, latents = network(*(random_view(x, generator, settings.augment) for _ in range(method.views)))
+        loss, latents = network(*random_views(images[batch], generator, settings.augment, method.views))
         latest[:] = [latents.float()]
         return loss, {"z_std": collapse.z_std(latest[0])}
 

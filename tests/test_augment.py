@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 from simsiam import augment
-from simsiam.augment import random_crop, random_view
+from simsiam.augment import random_crop, random_views
 from simsiam.settings import Augment
 from tests.conftest import COLOURFUL, PLAIN, but, generator
 
@@ -68,7 +68,7 @@ def test_a_view_is_its_operations_in_the_drawn_order(images: Tensor) -> None:
     settings = but(COLOURFUL, view_size=24, blur=0.5)
     for seed in range(3):
         drawn = augment.draw(30, 32, generator(seed), settings)
-        views = augment.make_view(images[:30], drawn, settings)
+        views = augment.make_view(images[:30] / 255, drawn, settings)
         for n, numbers in enumerate(drawn.numbers.T.tolist()):
             *box, flip, brightness, contrast, saturation, hue, grey, sigma = numbers
             picture = reference.resized_crop(
@@ -113,15 +113,18 @@ def test_crops_lie_inside() -> None:
 
 
 def test_a_view_that_changes_nothing_is_the_image(images: Tensor) -> None:
-    torch.testing.assert_close(random_view(images[:8], generator(), PLAIN), images[:8].float() / 255, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        random_views(images[:8], generator(), PLAIN, 1)[0], images[:8].float() / 255, atol=1e-6, rtol=0
+    )
 
 
 def test_views_come_from_the_generator_alone(images: Tensor) -> None:
     settings = but(COLOURFUL, view_size=24, blur=0.5)
     state = torch.get_rng_state()
-    one = random_view(images[:50], generator(1), settings)
-    assert torch.equal(one, random_view(images[:50], generator(1), settings))
-    assert not torch.equal(one, random_view(images[:50], generator(2), settings))
+    one, two = random_views(images[:50], generator(1), settings, 2)
+    assert torch.equal(one, random_views(images[:50], generator(1), settings, 1)[0])
+    assert not torch.equal(one, two)
+    assert not torch.equal(one, random_views(images[:50], generator(2), settings, 1)[0])
     assert torch.equal(state, torch.get_rng_state())
     assert one.shape == (50, 3, 24, 24) and float(one.min()) >= 0 and float(one.max()) <= 1
     assert one.is_contiguous(memory_format=torch.channels_last)
@@ -129,7 +132,7 @@ def test_views_come_from_the_generator_alone(images: Tensor) -> None:
 
 def test_every_image_gets_its_own_parameters(images: Tensor) -> None:
     settings = but(COLOURFUL, blur=0.5)
-    views = random_view(images[:1].expand(30, -1, -1, -1), generator(), settings)
+    views = random_views(images[:1].expand(30, -1, -1, -1), generator(), settings, 1)[0]
     assert len({tuple(view.flatten()[:20].tolist()) for view in views}) == 30
 
 
@@ -138,7 +141,7 @@ def test_probabilities(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def share(**change: float) -> float:
         settings = but(PLAIN, **change)
-        views = random_view(images, generator(), settings)
+        views = random_views(images, generator(), settings, 1)[0]
         return float(((views - images.float() / 255).abs().amax((1, 2, 3)) > 1e-3).float().mean())
 
     for operation in ("flip", "grey", "blur"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from simsiam.augment import draw, make_view, random_view
+from simsiam.augment import draw, make_view, random_views
 from simsiam.checkpoint import Store
 from simsiam.engine import StoreFor, pick_device, train
 from simsiam.explain import explain
@@ -48,8 +48,8 @@ def kept(folder: Path) -> StoreFor:
 
 def test_views_are_those_of_the_cpu(images: Tensor) -> None:
     drawn = draw(50, 32, generator(), VIEW)
-    views = make_view(images[:50].to(pick_device()), drawn, VIEW).cpu()
-    torch.testing.assert_close(views, make_view(images[:50], drawn, VIEW), atol=5e-3, rtol=0)  # TF32
+    views = make_view(images[:50].to(pick_device()) / 255, drawn, VIEW).cpu()
+    torch.testing.assert_close(views, make_view(images[:50] / 255, drawn, VIEW), atol=5e-3, rtol=0)  # TF32
 
 
 def test_the_host_does_not_wait_within_a_step(model: SimSiam, images: Tensor) -> None:
@@ -65,7 +65,7 @@ def test_the_host_does_not_wait_within_a_step(model: SimSiam, images: Tensor) ->
             torch.cuda.set_sync_debug_mode("error")
         elif steps == 8:
             torch.cuda.set_sync_debug_mode("default")
-        loss, latents = network(*(random_view(pixels[batch], random, VIEW) for _ in range(2)))
+        loss, latents = network(*random_views(pixels[batch], random, VIEW, 2))
         return loss, {"std": latents.std()}
 
     try:

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from simsiam import engine, parallel
-from simsiam.augment import random_view
+from simsiam.augment import random_views
 from simsiam.checkpoint import Store
 from simsiam.engine import Record, Result, train
 from simsiam.files import read_npz
@@ -55,7 +55,7 @@ def model() -> SimSiam:
 def loss_of(network: nn.Module, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
     """The SimSiam loss of a batch; `indices` is watched, the sum of the batch's."""
     x = IMAGES[batch]
-    loss, _ = network(*(random_view(x, generator, VIEW).double() for _ in range(2)))
+    loss, _ = network(*(view.double() for view in random_views(x, generator, VIEW, 2)))
     return loss, {"indices": batch.sum()}
 
 
