@@ -228,7 +228,7 @@ def _from_npz(path: Path) -> Arrays:
     with np.load(path, allow_pickle=False) as archive:
         if "images" not in archive:
             return {name: archive[name] for name in SHA256 if name in archive}
-        ours = ImageSet(archive["images"], archive["labels"], archive["split"], CLASSES)
+        ours = ImageSet(archive["images"], archive["labels"], archive["split"], CLASSES, names=())
     labels = {"y_train": ours.y_train.astype(np.uint8), "y_test": ours.y_test.astype(np.uint8)}
     return {"x_train": ours.x_train, "x_test": ours.x_test} | labels
 
