@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from simsiam.errors import UserError
+from simsiam.errors import Unusable, UserError
 from simsiam.files import sha256
 from simsiam.images import ImageSet, from_arrays
 
@@ -62,10 +62,6 @@ WAYS = f"""CIFAR-10 could not be fetched. Three ways to get it, set by data.sour
   a path    -S 'data.source="/where/it/is"'  ({COPIES})"""
 
 Arrays = dict[str, NDArray[Any]]
-
-
-class Unusable(Exception):
-    """This source does not give CIFAR-10 here; another one might."""
 
 
 def fetch(source: str, scratch: Path) -> tuple[ImageSet, str]:
