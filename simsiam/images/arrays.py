@@ -160,5 +160,5 @@ def check_counts(labels: Labels, split: Pixels, classes: Sequence[str]) -> None:
     for label, of in [(n, f" of class {name}") for n, name in enumerate(classes)] or [(-1, "")]:
         train, test = (int(((labels == label) & (split == part)).sum()) for part in (TRAIN, TEST))
         if train < 2 or test < 1:
-            has = f"{train} training and {test} test images" if train + test > 2 else f"{train + test} images"
-            raise Unusable(f"has {has}{of}: two at least are needed for training, and one for testing")
+            has = f"{train} for training and {test} for testing" if train + test > 2 else f"{train + test} in all"
+            raise Unusable(f"has too few images{of}, {has}: training needs two at least, and testing one")

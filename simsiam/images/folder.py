@@ -27,6 +27,7 @@ CLUTTER = {"thumbs.db", "desktop.ini", "__macosx"}  # which systems leave in fol
 ROLES = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val"}
 ROLES |= {"validation": "val", "unlabelled": "unlabelled", "unlabeled": "unlabelled"}
 THREADS = 2  # Pillow decodes without Python's lock
+SHOWN = 20  # unreadable files that are named on stderr
 LOST = 0.1  # the largest share of unreadable files that is only warned of
 
 
@@ -104,10 +105,12 @@ def read(folder: Path, size: int | None, square: Square, test_share: float, seed
     if fingerprint(folder) != before:
         raise Unusable("changes while it is read: try again when it is left alone")
     skipped = tuple(f"{name}: {reason}" for name, reason in zip(names, reasons, strict=True) if reason)
-    for line in skipped:
-        _say(f"skipped {line}")
     if len(skipped) > LOST * len(names):
         raise Unusable(f"has {len(skipped)} pictures of {len(names)} that cannot be read, such as {skipped[0]}")
+    for line in skipped[:SHOWN]:
+        _say(f"skipped {line}")
+    if len(skipped) > SHOWN:
+        _say(f"skipped {len(skipped) - SHOWN} more, which data/images.npz names")
     good = [n for n, reason in enumerate(reasons) if not reason]
     if skipped:
         for to, n in enumerate(good):  # in place: there may be no memory for a second copy
@@ -125,7 +128,7 @@ def layout(names: list[str], test_share: float, seed: int) -> tuple[list[str], n
     if not pictures:
         raise Unusable(f"holds no pictures ({', '.join(ENDINGS)})" + f", only other files: {counts}" * bool(others))
     if others:
-        _say(f"{others.total()} files that are no pictures are not read: {counts}")
+        _say(f"files that are no pictures are not read: {counts}")
     tops = {ROLES[name.split("/")[0].lower()]: name.split("/")[0] for name in pictures if _role(name)}
     if "train" not in tops and (alone := tops.get("test") or tops.get("val")):
         raise Unusable(f"has {alone}/ but no train/ with pictures in it; if that is a class, give the folder another name")
@@ -152,8 +155,8 @@ def layout(names: list[str], test_share: float, seed: int) -> tuple[list[str], n
         )
     if classes:
         found = [each for each in found if each[2] or each[1] == UNLABELLED]
-    if len(found) < len(pictures):
-        _say(f"{len(pictures) - len(found)} pictures that lie beside these folders are not used")
+    if unused := sorted({*pictures} - {name for name, _, _ in found}, key=natural):
+        _say(f"pictures that lie beside these folders are not used: {len(unused)}, such as {unused[0]}")
     split = np.array([part for _, part, _ in found], np.uint8)
     number = {name: n for n, name in enumerate(classes)}
     labels = np.array([-1 if part == UNLABELLED else number.get(group, -1) for _, part, group in found])
