@@ -1,5 +1,6 @@
 """What a result was computed on."""
 
+import contextlib
 import os
 import platform
 import sys
@@ -41,6 +42,17 @@ def vector_units() -> str:
     """Those of the processor's vector units that torch has kernels for, in a fixed order; its architecture where unknown."""
     flags = _cpuinfo().get("flags", _cpuinfo().get("Features", "")).split()
     return " ".join(flag for flag in TELLING_FLAGS if flag in flags) or platform.machine()
+
+
+def free_memory() -> int:
+    """Bytes that this process can have: what is free, or a container's limit where that is less."""
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else sys.maxsize
+    with contextlib.suppress(OSError):
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    with contextlib.suppress(OSError, ValueError):  # none, or "max"
+        free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return free
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -134,6 +134,17 @@ class Recipes(Section):
 
 class Data(Section):
     source: Annotated[str, Field(min_length=1)]
+    size: Annotated[int, Field(ge=16, le=224)] | None  # side in pixels; None: what the source has, from 16 up to 64
+    square: Literal["crop", "pad"]
+    test_share: Annotated[float, Field(ge=0.01, le=0.9)]  # of each class, where the source has no test images
+    classes: list[Annotated[str, Field(min_length=1)]] | None  # other names than the source's, in its order
+
+    @field_validator("classes")
+    @classmethod
+    def _all_different(cls, names: list[str] | None) -> list[str] | None:
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError("two of them are the same")
+        return names
 
 
 class Embed(Section):

@@ -4,7 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from simsiam.images import cifar10
+from simsiam.images import UNLABELLED, sources
 from simsiam.settings import Params
 from stages.common import Metrics, main
 
@@ -15,12 +15,13 @@ def download(params: Params, root: Path) -> Metrics:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:
-        images, used = cifar10.fetch(params.data.source, scratch)
+        images, used = sources.fetch(params.data, params.seed, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     images.save(root / "data/images.npz")
-    print(f"download: {len(images.images):,} images from {used}, verified", file=sys.stderr)
+    print(f"download: {len(images.images):,} images from {used}", file=sys.stderr)
     counts = {"train": len(images.x_train), "test": len(images.x_test), "size": images.images.shape[1]}
+    counts |= {"unlabelled": int((images.split == UNLABELLED).sum()), "skipped": len(images.skipped)}
     return {"source": used, "classes": len(images.classes), **counts}
 
 

@@ -14,7 +14,7 @@ from simsiam.errors import UserError
 from simsiam.files import read_npz, write_npz
 from simsiam.images import ImageSet, from_arrays, split, to_tensor
 from stages.common import load_images
-from tests.conftest import CLASSES, rng
+from tests.conftest import CLASSES
 
 # Mean and deviation of CIFAR-10's 50,000 training images as they are known (Krizhevsky's data, used by every tutorial).
 PUBLISHED = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -48,39 +48,79 @@ def test_the_parts_are_what_was_put_in(cifar: ImageSet) -> None:
     assert cifar.images.shape == (500, 32, 32, 3) and cifar.labels.dtype == np.int64 and cifar.classes == CLASSES
 
 
-def test_train_and_test_may_lie_in_any_order(cifar: ImageSet) -> None:
-    order = rng().permutation(500)
-    mixed = ImageSet(cifar.images[order], cifar.labels[order], cifar.split[order], cifar.classes)
-    assert len(mixed.x_train) == len(mixed.y_train) == 400 and len(mixed.x_test) == len(mixed.y_test) == 100
-    assert mixed.normalisation == cifar.normalisation
-    where = {image.tobytes(): label for image, label in zip(cifar.x_test, cifar.y_test, strict=True)}
-    assert [where[image.tobytes()] for image in mixed.x_test] == mixed.y_test.tolist()
+@pytest.fixture
+def three(cifar: ImageSet) -> ImageSet:
+    """300 training, 100 unlabelled and 100 test images."""
+    split = np.repeat(np.array([images.TRAIN, images.UNLABELLED, images.TEST], np.uint8), [300, 100, 100])
+    labels = np.where(split == images.UNLABELLED, -1, cifar.labels)
+    return replace(cifar, split=split, labels=labels, mirrors=False, skipped=("a b.png: cut", "ü.jpg: empty"))
 
 
-def test_a_set_survives_its_file(cifar: ImageSet, tmp_path: Path) -> None:
-    cifar.save(tmp_path / "images.npz")
-    again = images.load(tmp_path / "images.npz")
-    for name in ("images", "labels", "split"):
-        ours, theirs = getattr(cifar, name), getattr(again, name)
-        assert ours.dtype == theirs.dtype and (ours == theirs).all()
-    assert again.classes == cifar.classes and all(type(name) is str for name in again.classes)
-    assert again.digest == cifar.digest
+def test_the_parts_are_views(three: ImageSet) -> None:
+    parts = {"x_train": (0, 300), "x_pretrain": (0, 400), "x_test": (400, 500)}
+    for name, (start, end) in parts.items():
+        part = getattr(three, name)
+        assert np.shares_memory(part, three.images) and (part == three.images[start:end]).all() and len(part) == end - start
+    assert (three.y_train == three.labels[:300]).all() and (three.y_test == three.labels[400:]).all()
+    assert (
+        three.normalisation
+        == from_arrays(three.x_pretrain, np.zeros(400, int), three.x_test, np.zeros(100, int), "a").normalisation
+    )
+    assert three.labelled and not replace(three, labels=np.full(500, -1), classes=()).labelled
+
+
+def test_without_unlabelled_images_pretraining_is_on_the_training_images(cifar: ImageSet) -> None:
+    assert len(cifar.x_pretrain) == 400 and (cifar.x_pretrain == cifar.x_train).all()
+
+
+@pytest.mark.parametrize("order", [[0, 1, 0, 1], [1, 0], [2, 0, 1], [0, 1, 2]])
+def test_another_order_is_refused(cifar: ImageSet, order: list[int]) -> None:
+    n = len(order)
+    with pytest.raises(ValueError, match="training, unlabelled, test"):
+        ImageSet(cifar.images[:n], cifar.labels[:n], np.array(order, np.uint8), CLASSES, cifar.names[:n])
+
+
+def test_grey_is_no_colour_anywhere(cifar: ImageSet) -> None:
+    assert not cifar.grey
+    pixels = np.repeat(cifar.images[..., :1], 3, axis=3).repeat(5, axis=0)  # more than are looked at at once
+    grey = replace(cifar, images=pixels)
+    assert grey.grey
+    pixels = pixels.copy()
+    pixels[2400, 31, 31, 2] ^= 1
+    assert not replace(cifar, images=pixels).grey
+
+
+def test_a_set_survives_its_file(cifar: ImageSet, three: ImageSet, tmp_path: Path) -> None:
+    bare = replace(cifar, labels=np.full(500, -1), classes=())
+    for kept in (cifar, three, bare):
+        kept.save(tmp_path / "images.npz")
+        again = images.load(tmp_path / "images.npz")
+        for name in ("images", "labels", "split"):
+            ours, theirs = getattr(kept, name), getattr(again, name)
+            assert ours.dtype == theirs.dtype and (ours == theirs).all()
+        assert again.classes == kept.classes and all(type(name) is str for name in again.classes)
+        assert (again.names, again.mirrors, again.skipped) == (kept.names, kept.mirrors, kept.skipped)
+        assert again.digest == kept.digest
+    assert cifar.names[0] == "train[0]" and cifar.names[-1] == "test[99]" and len(cifar.names) == 500
 
 
 def test_the_digest_tells_all_that_a_result_can_depend_on(cifar: ImageSet) -> None:
     pixel, label, part = cifar.images.copy(), cifar.labels.copy(), cifar.split.copy()
     pixel[3, 4, 5, 1] ^= 1
     label[7] = (label[7] + 1) % 10
-    part[0] = images.TEST
+    part[399] = images.TEST
     names = ("plane", *CLASSES[1:])
     others = [
         replace(cifar, images=pixel),
         replace(cifar, labels=label),
         replace(cifar, split=part),
         replace(cifar, classes=names),
+        replace(cifar, mirrors=False),
     ]
-    assert len({cifar.digest, *(other.digest for other in others)}) == 5
-    assert cifar.digest == replace(cifar).digest
+    assert len({cifar.digest, *(other.digest for other in others)}) == 6
+    assert cifar.digest == replace(cifar, names=("x",) * 500, skipped=("y: z",)).digest
+    # What checkpoints and committed results were identified by before a set had names.
+    assert cifar.digest == "c157ec9bbec80aa5a083055019949d8d47812b7ca9774e60867c0f550e436587"
 
 
 BAD: dict[str, dict[str, Any]] = {
@@ -94,17 +134,23 @@ BAD: dict[str, dict[str, Any]] = {
     "narrow labels": {"labels": np.zeros(500, np.uint8)},
     "a label beyond the classes": {"labels": np.full(500, 10)},
     "a label below none": {"labels": np.full(500, -2)},
-    "a third part": {"split": np.arange(500).astype(np.uint8) % 3},
+    "a fourth part": {"split": np.repeat([0, 3, 1], [300, 100, 100]).astype(np.uint8)},
     "nothing to test on": {"split": np.zeros(500, np.uint8)},
-    "a wide split": {"split": np.arange(500) % 2},
+    "nothing to train on": {"split": np.repeat([2, 1], 250).astype(np.uint8)},
+    "a wide split": {"split": np.repeat([0, 1], 250)},
+    "a mixed split": {"split": (np.arange(500) % 2).astype(np.uint8)},
+    "no names": {"names": None},
+    "names of others": {"names": np.frombuffer(b"a\0b", np.uint8)},
+    "names in another encoding": {"names": np.frombuffer(b"\xff", np.uint8)},
+    "no word on mirrors": {"mirrors": None},
     "one number": {"images": np.array(3, np.uint8)},
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_file_of_something_else_is_refused(cifar: ImageSet, tmp_path: Path, kind: str) -> None:
-    arrays: dict[str, Any] = {name: getattr(cifar, name) for name in ("images", "labels", "split")}
-    arrays |= {"classes": np.array(CLASSES)} | BAD[kind]
+    cifar.save(tmp_path / "images.npz")
+    arrays: dict[str, Any] = read_npz(tmp_path / "images.npz") | BAD[kind]
     write_npz(tmp_path / "images.npz", **{name: array for name, array in arrays.items() if array is not None})
     with pytest.raises(UserError, match=r"images\.npz does not hold a set of images: delete it") as caught:
         images.load(tmp_path / "images.npz")

