@@ -37,6 +37,23 @@ def random_views(images: Tensor, generator: Generator, settings: Augment, count:
     return [make_view(pictures, draw(len(images), images.shape[-1], generator, settings), settings) for _ in range(count)]
 
 
+def words(settings: Augment) -> str:
+    """What two views of one image may differ in, for a reader."""
+    small, large = settings.crop_scale
+    brightness, contrast, saturation, hue = (value * (settings.jitter_probability > 0) for value in settings.jitter)
+    changes = {
+        f"crop of {small:.0%} to {large:.0%} of the area": small < 1,
+        "left and right": settings.flip > 0,
+        "brightness": brightness > 0,
+        "contrast": contrast > 0,
+        "saturation": saturation > 0,
+        "hue": hue > 0,
+        "colour or none": settings.grey > 0,
+        "sharpness": settings.blur > 0,
+    }
+    return ", ".join(change for change, happens in changes.items() if happens) or "nothing"
+
+
 def draw(n: int, size: int, generator: Generator, settings: Augment) -> Drawn:
     """What happens to each of n images of size x size pixels. An operation that is not chosen gets its neutral parameter."""
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.stats import entropy
+from sklearn.metrics import roc_auc_score
 
 from simsiam.images import Floats, Labels
 
@@ -16,6 +17,21 @@ def top_k(scores: Floats, labels: Labels, k: int) -> float:
     """
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return float((best == labels[:, None]).any(1).mean())
+
+
+def accuracies(scores: Floats, labels: Labels) -> dict[str, float]:
+    """What scores (N, classes) are worth: `top1`; `top5` above five classes; `balanced`, the mean over classes of the share
+    that is right, where the classes are not equally many; `auc`, the area under the ROC curve, where there are two."""
+    counts = np.bincount(labels, minlength=scores.shape[1])
+    found = {"top1": top_k(scores, labels, 1)}
+    if len(counts) > 5:
+        found["top5"] = top_k(scores, labels, 5)
+    if counts.min() < counts.max():
+        right = np.bincount(labels, weights=scores.argmax(1) == labels, minlength=len(counts))
+        found["balanced"] = float((right[counts > 0] / counts[counts > 0]).mean())
+    if len(counts) == 2 and counts.min():
+        found["auc"] = float(roc_auc_score(labels, scores[:, 1] - scores[:, 0]))
+    return found
 
 
 def nearest(bank: Floats, queries: Floats, k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -47,16 +47,23 @@ def draw(path: Path, figure: Callable[..., Figure], *content: object) -> None:
     except Exception as error:  # whatever matplotlib finds in odd data
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"{path.name} could not be drawn: {reason}", file=sys.stderr)
-        drawn = Figure(figsize=(8, 2))
-        drawn.text(0.5, 0.5, f"{path.stem} could not be drawn:\n{reason}", ha="center", va="center", wrap=True)
+        drawn = note_figure(f"{path.stem} could not be drawn:\n{reason}")
     save(path, drawn)
 
 
-def class_colours(classes: Sequence[str]) -> list[Any]:
-    """A colour for each class; beyond ten, a turn around the hues."""
-    if len(classes) <= len(COLOURS):
-        return list(COLOURS[: len(classes)])
-    return [matplotlib.colormaps["hsv"](number / len(classes)) for number in range(len(classes))]
+MARKERS = "o^sDvP*X<>"
+
+
+def class_looks(classes: Sequence[str]) -> list[tuple[str, str]]:
+    """A colour and a marker for each class: beyond ten the colours come again with another marker."""
+    return [(COLOURS[n % len(COLOURS)], MARKERS[n // len(COLOURS) % len(MARKERS)]) for n in range(len(classes))]
+
+
+def note_figure(text: str) -> Figure:
+    """A picture that says why there is none."""
+    figure = Figure(figsize=(8, 2))
+    figure.text(0.5, 0.5, text, ha="center", va="center", wrap=True)
+    return figure
 
 
 def curves_figure(pretraining: pd.DataFrame, finetuning: dict[str, pd.DataFrame]) -> Figure:
@@ -74,11 +81,15 @@ def curves_figure(pretraining: pd.DataFrame, finetuning: dict[str, pd.DataFrame]
     spread.set_ylim(0, max(1.1, float(pretraining["z_std"].max()) * 1.05))
     rank.set_ylim(0, 1.1 * float(pretraining["rankme"].max()))
     for start, colour, style in (("encoder", COLOURS[4], "-"), ("scratch", COLOURS[8], "--")):
-        rows = finetuning[start]
+        if (rows := finetuning.get(start)) is None:
+            continue
         tuned.plot(rows["epoch"], rows["top1"], style, marker=".", markersize=4, color=colour, label=f"from {start}")
     tuned.set(title="Fine-tuning: on its own augmented training images", xlabel="epoch", ylabel="top-1", xlim=(0, None))
     tuned.set_ylim(0, None)
-    tuned.legend(frameon=False)
+    if finetuning:
+        tuned.legend(frameon=False)
+    else:
+        tuned.set_axis_off()
     for axes in (loss, spread, rank, tuned):
         axes.grid(alpha=0.3)
     return figure
@@ -155,8 +166,9 @@ def confusion_figure(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figur
         for row, column in np.ndindex(*share.shape):
             colour = "white" if share[row, column] > 0.55 * limit else "black"
             axes.text(column, row, f"{share[row, column]:.0f}", ha="center", va="center", color=colour, fontsize=9)
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axes.set_yticks(range(len(classes)), classes)
+    words: dict[str, Any] = {"fontsize": 10 if len(classes) <= 30 else 5}
+    axes.set_xticks(range(len(classes)), classes, rotation=45 if len(classes) <= 30 else 90, ha="right", **words)
+    axes.set_yticks(range(len(classes)), classes, **words)
     axes.set(title="Linear evaluation of the backbone: who is taken for whom", xlabel="predicted class", ylabel="true class")
     figure.colorbar(picture, ax=axes, label="share of the true class (%)", shrink=0.8)
     return figure
@@ -164,8 +176,8 @@ def confusion_figure(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figur
 
 def maps_figure(frame: pd.DataFrame, classes: Sequence[str]) -> Figure:
     """PCA (above) and t-SNE (below) of the features on a plane, one dot a test image, coloured by class."""
-    spaces = ("backbone", "latent", "random_backbone", "finetuned")
-    figure = Figure(figsize=(16, 8.6), layout="constrained")
+    spaces = [space for space in SPACES if f"{space}_pca_1" in frame]
+    figure = Figure(figsize=(4 * len(spaces), 8.6), layout="constrained")
     grid = figure.subplots(2, len(spaces))
     for row, (method, label) in zip(grid, (("pca", "PCA"), ("tsne", "t-SNE")), strict=True):
         for axes, space in zip(row, spaces, strict=True):
@@ -179,9 +191,10 @@ def maps_figure(frame: pd.DataFrame, classes: Sequence[str]) -> Figure:
 def plane_figure(frame: pd.DataFrame, classes: Sequence[str]) -> Figure:
     """The latent frozen beside fine-tuned: as it is when it has two dimensions, else on its principal components."""
     bare = "latent_1" in frame
-    figure = Figure(figsize=(12, 5.6), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for axes, space, title in zip(panels, ("latent", "finetuned"), ("frozen", "fine-tuned"), strict=True):
+    spaces = {"latent": "frozen"} | ({"finetuned": "fine-tuned"} if "finetuned_pca_1" in frame else {})
+    figure = Figure(figsize=(6 * len(spaces), 5.6), layout="constrained")
+    panels = figure.subplots(1, len(spaces), squeeze=False)[0]
+    for axes, (space, title) in zip(panels, spaces.items(), strict=True):
         scatter(axes, frame, space if bare else f"{space}_pca", classes)
         name = "latent dimension" if bare else "principal component"
         axes.set(title=f"The latent, {title}", xlabel=f"{name} 1", ylabel=f"{name} 2")
@@ -194,12 +207,12 @@ def neighbours_figure(
     labels: NDArray[np.int64],
     neighbours: dict[str, tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]],
     classes: Sequence[str],
-    precision: dict[str, float],
+    precision: dict[str, float] | None,
 ) -> Figure:
     """Each row a test image (S, S, 3) and, by space, its nearest training images, framed by whether the class agrees.
 
     neighbours: space -> images (rows, k, S, S, 3), labels and cosines (rows, k). precision: the share of such neighbours,
-    over all test images, that have the image's class.
+    over all test images, that have the image's class; None for images without labels.
     """
     rows, columns = next(iter(neighbours.values()))[1].shape
     # A column for the test image, and for each space an empty one and one for each neighbour.
@@ -207,24 +220,48 @@ def neighbours_figure(
     figure = Figure(figsize=(0.8 * sum(widths), 1.2 * rows + 1.1), layout="constrained")
     grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
     for row in range(rows):
-        picture(grid[row][0], queries[row], classes[labels[row]], "black")
+        picture(grid[row][0], queries[row], classes[labels[row]] if precision else "", "black")
     for number, (space, (images, found, cosines)) in enumerate(neighbours.items()):
         gap = 1 + number * (1 + columns)
         for row in range(rows):
             grid[row][gap].set_axis_off()
             for column in range(columns):
-                colour = "#3f90da" if found[row, column] == labels[row] else "#e76300"
-                text = f"{classes[found[row, column]]}\n{cosines[row, column]:.3f}"
+                colour, text = "#b9b9b9", f"{cosines[row, column]:.3f}"
+                if precision:
+                    colour = "#3f90da" if found[row, column] == labels[row] else "#e76300"
+                    text = f"{classes[found[row, column]]}\n{text}"
                 picture(grid[row][gap + 1 + column], images[row, column], text, colour)
-        words = f"{SPACES[space][0]}: of all test images' {columns} nearest, {precision[space]:.1%} have their class"
+        words = SPACES[space][0]
+        if precision:
+            words += f": of all test images' {columns} nearest, {precision[space]:.1%} have their class"
         head = grid[0][gap + 1].annotate(
             words, (0, 1), xycoords="axes fraction", xytext=(0, 32), textcoords="offset points", fontsize=10, weight="bold"
         )
         head.set_in_layout(False)
     figure.suptitle(
-        "Test images and their nearest training images, by cosine of features: blue frame = same class, orange = another\n",
+        "Test images and their nearest training images, by cosine of features"
+        + (": blue frame = same class, orange = another\n" if precision else "\n"),
         fontsize=11,
     )
+    return figure
+
+
+def views_figure(images: NDArray[np.uint8], views: NDArray[np.float32], words: str) -> Figure:
+    """Images (n, S, S, 3), each with a pair of views (n, 2, V, V, 3) in [0, 1]; `words`: what these may differ in."""
+    rows = -(-len(images) // 4)
+    # Four images beside each other, each with its views; an empty column between.
+    figure = Figure(figsize=(12.5, 0.95 * rows + 0.9), layout="constrained")
+    grid = figure.subplots(rows, 15, squeeze=False, width_ratios=[1, 1, 1, 0.3] * 3 + [1, 1, 1])
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for number, (image, pair) in enumerate(zip(images, views, strict=True)):
+        for axes, pixels in zip(grid[number // 4][4 * (number % 4) :], (image, *pair), strict=False):
+            axes.imshow(pixels, interpolation="nearest")
+    for first in grid[0][::4]:
+        first.set_title("image", fontsize=8)
+    for first in grid[0][1::4]:
+        first.set_title("two views of it", fontsize=8, loc="left")
+    figure.suptitle(f"Pretraining calls these views the same, whatever their {words}", fontsize=11)
     return figure
 
 
@@ -272,14 +309,19 @@ def shap_figure(
 
 
 def scatter(axes: Axes, frame: pd.DataFrame, columns: str, classes: Sequence[str]) -> None:
-    for name, colour in zip(classes, class_colours(classes), strict=True):
+    for name, (colour, marker) in zip(classes, class_looks(classes), strict=True):
         rows = frame[frame["class"] == name]
-        axes.scatter(rows[f"{columns}_1"], rows[f"{columns}_2"], s=5, linewidths=0, alpha=0.75, color=[colour], label=name)
+        size = 5 if len(frame) > 500 else 12
+        xy = rows[f"{columns}_1"], rows[f"{columns}_2"]
+        axes.scatter(*xy, s=size, linewidths=0, alpha=0.75, color=[colour], marker=marker, label=name)
 
 
 def class_legend(figure: Figure, axes: Axes) -> None:
     handles, names = axes.get_legend_handles_labels()
-    legend = figure.legend(handles, names, loc="outside lower center", ncols=10, frameon=False, markerscale=4)
+    if len(names) == 1:  # images without labels
+        return
+    size = {"fontsize": 6, "markerscale": 2} if len(names) > 30 else {"markerscale": 4}
+    legend = figure.legend(handles, names, loc="outside lower center", ncols=10, frameon=False, **size)
     for handle in legend.legend_handles:
         if handle is not None:
             handle.set_alpha(1)

@@ -30,6 +30,8 @@ class Study:
 
 def accuracy_rows(metrics: Metrics) -> list[tuple[str, float, str]]:
     """(name, top-1, group) of everything measured on the test images, for a chart."""
+    if "left_out" in metrics["linear_eval"]:
+        return []
     linear, knn, tuned = metrics["linear_eval"], metrics["embed"]["knn"], metrics["finetune"]
     return [
         ("linear on backbone", linear["backbone"]["top1"], "trained"),
@@ -55,8 +57,8 @@ def embedded(png: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def render(title: str, metrics: Metrics, figures: dict[str, bytes], parameters: str, studies: list[Study]) -> str:
-    """The page as HTML.
+def render(title: str | None, metrics: Metrics, figures: dict[str, bytes], parameters: str, studies: list[Study]) -> str:
+    """The page as HTML. Without a title it says what was learned from what.
 
     metrics: every stage's, by the stage's name; figures: PNG bytes by name; parameters: the settings that ran, as YAML.
     """
@@ -64,12 +66,12 @@ def render(title: str, metrics: Metrics, figures: dict[str, bytes], parameters: 
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     environment.filters["percent"] = lambda value: f"{value:.1%}"
-    linear = metrics["linear_eval"]
+    linear, run = metrics["linear_eval"], metrics["pretrain"]["trained"][0]
     return environment.get_template("report.html.j2").render(
-        title=title,
+        title=title or f"What {run['method_name']} learned from {metrics['download']['name']}",
         metrics=metrics,
-        gradient=max(found["gradient_norm"] for found in linear.values() if isinstance(found, dict) and "l2" in found),
-        run=metrics["pretrain"]["trained"][0],
+        gradient=max((found["gradient_norm"] for found in linear.values() if "l2" in found), default=0),
+        run=run,
         stages={name: content["run"][0] for name, content in metrics.items()},
         figures={name: embedded(png) for name, png in figures.items()},
         parameters=parameters,

@@ -59,7 +59,7 @@ class EncoderSettings(Model):
 class Augment(Section):
     """What a view goes through. A probability or strength of 0 leaves the operation out altogether."""
 
-    view_size: Annotated[int, Field(ge=8, le=512)]  # side of a view in pixels
+    view_size: Annotated[int, Field(ge=8, le=512)]  # side of a view in pixels; params.yaml has it for images of 32
     crop_scale: list[Annotated[float, Field(ge=0.01, le=1)]] = Field(min_length=2, max_length=2)  # of the image's area
     flip: Share  # probability of a horizontal flip
     jitter: list[Share] = Field(min_length=4, max_length=4)  # strength: brightness, contrast, saturation, hue
@@ -86,6 +86,7 @@ class Training(Section):
     """What the training loop needs besides a learning rate and a seed."""
 
     epochs: Count
+    min_steps: Annotated[int, Field(ge=0, le=1_000_000)]  # few images get as many epochs more as it takes
     # Of all processes together. BatchNorm over two or three images leaves hardly anything to learn from.
     batch_size: Annotated[int, Field(ge=4)]
     momentum: Annotated[float, Field(ge=0, lt=1)]
@@ -193,7 +194,7 @@ class Explain(Section):
 
 
 class Report(Section):
-    title: Annotated[str, Field(min_length=1)]
+    title: Annotated[str, Field(min_length=1)] | None  # None: made of method and images
 
 
 StageName = Literal["pretrain", "embed", "linear_eval", "finetune", "project", "explain"]

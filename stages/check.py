@@ -1,13 +1,15 @@
 """Refuse a bad params.yaml before anything is computed, and say what each stage's code is: python -m stages.check
 
-DVC sees neither an unknown key nor what Python imports. This stage depends on all of params.yaml and on all code; every
-other stage depends on the digest that it writes, which changes with the code that the stage imports but not with a comment.
+DVC sees neither an unknown key, nor what Python imports, nor the user's images. This stage always runs; every other stage
+depends on the digest that it writes, which changes with the code that the stage imports but not with a comment, and download
+on data/source.txt, which changes with the names, sizes and times of the files that the images are in.
 """
 
 from pathlib import Path
 
 from simsiam import code
 from simsiam.files import write_text
+from simsiam.images.sources import fingerprint
 from simsiam.methods import check_all
 from simsiam.settings import Params, load_point
 from stages.common import main
@@ -20,8 +22,10 @@ def check(params: Params, root: Path) -> None:
     check_all(params)
     for name in params.ablation.points:
         check_all(load_point(Path("params.yaml"), name))
+    write_text(root / "data/source.txt", fingerprint(params.data, params.seed) + "\n")
     for stage in STAGES:
-        write_text(root / f"data/code/{stage}.txt", code.digest(f"stages.{stage}") + "\n")
+        without = code.FIGURES if stage == "pretrain" else frozenset()  # no figure is worth a training
+        write_text(root / f"data/code/{stage}.txt", code.digest(f"stages.{stage}", without) + "\n")
 
 
 if __name__ == "__main__":

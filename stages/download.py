@@ -4,6 +4,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from simsiam.images import UNLABELLED, sources
 from simsiam.settings import Params
 from stages.common import Metrics, main
@@ -22,7 +24,9 @@ def download(params: Params, root: Path) -> Metrics:
     print(f"download: {len(images.images):,} images from {used}", file=sys.stderr)
     counts = {"train": len(images.x_train), "test": len(images.x_test), "size": images.images.shape[1]}
     counts |= {"unlabelled": int((images.split == UNLABELLED).sum()), "skipped": len(images.skipped)}
-    return {"source": used, "classes": len(images.classes), **counts}
+    shares = np.bincount(images.y_test[images.y_test >= 0], minlength=1) / len(images.y_test)
+    name = sources.title(params.data, images)
+    return {"name": name, "source": used, "classes": len(images.classes), **counts, "chance": float(shares.max())}
 
 
 if __name__ == "__main__":

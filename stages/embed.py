@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from simsiam import fitting
 from simsiam.collapse import z_std
 from simsiam.engine import pick_device
 from simsiam.errors import UserError
@@ -25,9 +26,8 @@ def embed(params: Params, root: Path) -> Metrics:
 
     kNN has all training images as its bank; z_std, RankMe and the spectrum are of the test images.
     """
-    images, device, chosen = load_images(root), pick_device(), params.embed
-    if max(chosen.queries) >= len(images.x_test):
-        raise UserError(f"embed.queries: {max(chosen.queries)} is not one of the {len(images.x_test)} test images, from 0")
+    images, device = load_images(root), pick_device()
+    chosen = fitting.say("embed", params.embed, fitting.embed(params.embed, images), fitting.of(images))
     trained = load_encoder(root / "models/encoder.pt")
     encoders = {"": trained, "random_": Encoder(trained.settings)}  # the very weights that pretraining started from
 
@@ -44,19 +44,22 @@ def embed(params: Params, root: Path) -> Metrics:
         **features,
         y_train=images.y_train,
         y_test=images.y_test,
-        classes=np.array(images.classes),
+        classes=np.array(images.classes, str),
     )
 
     spaces = ("backbone", "latent", "random_backbone", "random_latent")
-    metrics: Metrics = {"knn": {}, "precision_at_8": {}, "rankme": {}, "dimensions": {}, "spectrum": {}}
+    metrics: Metrics = {"knn": {}, "precision_at_8": {}} if images.labelled else {}
+    metrics |= {"rankme": {}, "dimensions": {}, "spectrum": {}}
     found = {}  # the queries' nearest training images, by space
     spectra = {}
     for space in spaces:
         bank, test = features[f"{space}_train"], features[f"{space}_test"]
         similarities, indices = nearest(bank, test, chosen.knn_k)
-        votes = knn_scores(similarities, images.y_train[indices], len(images.classes), temperature=chosen.knn_temperature)
-        metrics["knn"][space] = top_k(votes, images.y_test, 1)
-        metrics["precision_at_8"][space] = precision_at(SHOWN, images.y_train[indices], images.y_test)
+        if images.labelled:
+            neighbours = images.y_train[indices]
+            votes = knn_scores(similarities, neighbours, len(images.classes), temperature=chosen.knn_temperature)
+            metrics["knn"][space] = top_k(votes, images.y_test, 1)
+            metrics["precision_at_8"][space] = precision_at(SHOWN, neighbours, images.y_test)
         metrics["rankme"][space] = rankme(test)
         metrics["dimensions"][space] = test.shape[1]
         spectra[space] = spectrum(test)
@@ -75,7 +78,7 @@ def embed(params: Params, root: Path) -> Metrics:
             for space in ("backbone", "random_backbone")
         },
         images.classes,
-        metrics["precision_at_8"],
+        metrics.get("precision_at_8"),
     )
     return metrics
 

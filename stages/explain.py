@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from simsiam import fitting
 from simsiam.checkpoint import load_weights
 from simsiam.errors import UserError
 from simsiam.explain import Explanation, mass_by_quadrant, mass_radius
@@ -15,8 +16,9 @@ from simsiam.images import ImageSet, split, to_tensor
 from simsiam.networks import Classifier, Encoder, load_classifier, load_encoder, with_head
 from simsiam.parallel import local_device
 from simsiam.plots import draw, shap_figure
-from simsiam.settings import Params
+from simsiam.settings import Explain, Params
 from stages.common import Metrics, load_images, main
+from stages.left_out import left_out
 
 
 def explain(params: Params, root: Path) -> Metrics:
@@ -26,14 +28,11 @@ def explain(params: Params, root: Path) -> Metrics:
     "random" the random encoder with the head that linear_eval trained on it, "finetuned" the fine-tuned network. With
     `explain.mass_images` it is also measured where in the image the values lie.
     """
-    images, device, chosen = load_images(root), local_device(), params.explain
+    images, device = load_images(root), local_device()
+    if not images.labelled:
+        return left_out(root, "data/shap.npz", "reports/figures/shap.png")
+    chosen = fitting.say("explain", params.explain, fitting.explain(params.explain, images), fitting.of(images))
     torch.backends.cudnn.allow_tf32 = False  # a GPU's rounding to TF32 would show in the residual
-    if max(chosen.images) >= len(images.x_test):
-        raise UserError(f"explain.images: {max(chosen.images)} is not one of the {len(images.x_test)} test images, from 0")
-    if chosen.mass_images >= len(images.x_test):
-        raise UserError(
-            f"explain.mass_images is {chosen.mass_images}: it should be less than the {len(images.x_test)} test images"
-        )
 
     encoder, heads = load_encoder(root / "models/encoder.pt"), load_weights(root / "models/linear.pt")
     tuned = load_classifier(root / "models/finetuned.pt")
@@ -74,18 +73,17 @@ def explain(params: Params, root: Path) -> Metrics:
         "background": len(reference),
     }
     if chosen.mass_images:
-        metrics["mass"] = mass(networks, images, params, device)
+        metrics["mass"] = mass(networks, images, chosen, params.seed, device)
     return metrics
 
 
-def mass(networks: dict[str, Classifier], images: ImageSet, params: Params, device: torch.device) -> Metrics:
+def mass(networks: dict[str, Classifier], images: ImageSet, chosen: Explain, seed: int, device: torch.device) -> Metrics:
     """Of each network, the share of each quadrant in the SHAP mass, and the mass's mean distance from the middle.
 
     "stock" is the frozen network as a ResNet is usually written, for which shap's values do not add up.
     """
-    chosen = params.explain
-    pixels = to_tensor(images.x_test[split(images.y_test, chosen.mass_images, params.seed)[1]], device).float() / 255
-    reference = background(images, chosen.mass_background, params.seed, device)
+    pixels = to_tensor(images.x_test[split(images.y_test, chosen.mass_images, seed)[1]], device).float() / 255
+    reference = background(images, chosen.mass_background, seed, device)
     found: Metrics = {"images": len(pixels), "background": len(reference)}
     for name, network in (networks | {"stock": networks["frozen"]}).items():
         values: Explanation = shap_values(network.to(device), pixels, reference, name=f"{name}, mass", stock=name == "stock")

@@ -6,16 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
+from simsiam import fitting
 from simsiam.checkpoint import open_store
 from simsiam.engine import Record, pick_device
 from simsiam.files import sha256_file, write_csv, write_npz
 from simsiam.finetune import Finetuned, predict
 from simsiam.finetune import finetune as train_classifier
 from simsiam.images import to_tensor
-from simsiam.metrics import top_k
+from simsiam.metrics import accuracies
 from simsiam.networks import Encoder, load_encoder, save_classifier
 from simsiam.settings import Params
 from stages.common import Metrics, load_images, main
+from stages.left_out import left_out
 
 
 def finetune(params: Params, root: Path, *, fresh: bool = False) -> Metrics:
@@ -23,7 +25,11 @@ def finetune(params: Params, root: Path, *, fresh: bool = False) -> Metrics:
 
     From scratch is the same training from the random encoder. `fresh` forgets what was trained before.
     """
-    images, device = load_images(root), pick_device()
+    images, device, chosen = load_images(root), pick_device(), params.chosen.finetune
+    if not images.labelled:
+        curves = (f"reports/curves/finetune_from_{start}.csv" for start in ("encoder", "scratch"))
+        return left_out(root, "data/finetuned.npz", "models/finetuned.pt", *curves)
+    settings = fitting.say("finetune", chosen, fitting.finetune(chosen, images), fitting.of(images))
     train_images, test_images = to_tensor(images.x_train, device), to_tensor(images.x_test, device)
     encoder = load_encoder(root / "models/encoder.pt")
     weights = sha256_file(root / "models/encoder.pt")
@@ -37,7 +43,7 @@ def finetune(params: Params, root: Path, *, fresh: bool = False) -> Metrics:
             train_images,
             images.y_train,
             classes=len(images.classes),
-            settings=params.chosen.finetune,
+            settings=settings,
             seed=params.seed,
             name=f"finetune from {start}",
             about={"images": images.digest, "encoder": encoder.settings.model_dump(), "start": identity},
@@ -46,8 +52,11 @@ def finetune(params: Params, root: Path, *, fresh: bool = False) -> Metrics:
         )
 
     def scored(tuned: Finetuned, scores: np.ndarray) -> Metrics:
-        found = {f"top{k}": top_k(scores, images.y_test, k) for k in (1, 5)}
-        return found | {"loss": tuned.result.records[-1]["loss"], "lr": tuned.lr, "epochs": tuned.epochs}
+        return accuracies(scores, images.y_test) | {
+            "loss": tuned.result.records[-1]["loss"],
+            "lr": tuned.lr,
+            "epochs": tuned.epochs,
+        }
 
     tuned = trained("encoder", encoder, weights)
     scratch = trained("scratch", Encoder(encoder.settings), "scratch")

@@ -7,15 +7,17 @@ import numpy as np
 import torch
 from sklearn.metrics import confusion_matrix
 
+from simsiam import fitting
 from simsiam.checkpoint import save_weights
 from simsiam.engine import pick_device
 from simsiam.files import read_npz, write_csv, write_npz
 from simsiam.images import split
-from simsiam.metrics import top_k
+from simsiam.metrics import accuracies, top_k
 from simsiam.plots import confusion_figure, draw
 from simsiam.probe import linear_probe
 from simsiam.settings import Params, percent
 from stages.common import Metrics, main
+from stages.left_out import left_out
 
 SPACES = ("backbone", "latent", "random_backbone", "random_latent")
 
@@ -28,9 +30,19 @@ def linear_eval(params: Params, root: Path) -> Metrics:
     With few labels the same is done on some of the training images, as many of each class, of which a tenth is held out;
     each draw takes others.
     """
-    chosen, device = params.linear_eval, pick_device()
+    device = pick_device()
     features = read_npz(root / "data/features.npz", *(f"{space}_train" for space in SPACES), "y_train", "y_test", "classes")
     labels, test_labels, names = features["y_train"], features["y_test"], tuple(features["classes"].tolist())
+    if not names:
+        outs = (
+            "data/predictions.npz",
+            "models/linear.pt",
+            "reports/curves/linear_eval.csv",
+            "reports/figures/confusion.png",
+        )
+        return left_out(root, *outs)
+    chosen = fitting.linear_eval(params.linear_eval, len(labels), len(names))
+    fitting.say("linear_eval", params.linear_eval, chosen, f"{len(labels):,} images of {len(names)} classes")
     metrics: Metrics = {}
     heads: dict[str, dict[str, torch.Tensor]] = {}
     rows: list[dict[str, Any]] = []
@@ -49,8 +61,7 @@ def linear_eval(params: Params, root: Path) -> Metrics:
         right[space] = scores.argmax(1) == test_labels
         confusion = confusion_matrix(test_labels, scores.argmax(1), labels=range(len(names)))
         metrics[space] = {
-            "top1": top_k(scores, test_labels, 1),
-            "top5": top_k(scores, test_labels, 5),
+            **accuracies(scores, test_labels),
             "held_out_top1": probe.held_out[probe.l2],
             "l2": probe.l2,
             "whitened": probe.whitened,

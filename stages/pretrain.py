@@ -3,16 +3,24 @@
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from simsiam import code, collapse, parallel
+import numpy as np
+import torch
+
+from simsiam import code, collapse, fitting, parallel
+from simsiam.augment import random_views, words
 from simsiam.checkpoint import NO_ARITHMETIC, open_store
 from simsiam.engine import Record, pick_device
 from simsiam.files import write_csv
-from simsiam.images import to_tensor
+from simsiam.images import ImageSet, to_tensor
 from simsiam.methods import build
 from simsiam.networks import save_encoder
+from simsiam.plots import draw, views_figure
 from simsiam.pretrain import pretrain as train_method
-from simsiam.settings import Params
+from simsiam.pretrain import seconds_a_step
+from simsiam.seeds import derive
+from simsiam.settings import Params, Pretrain
 from stages.common import Metrics, load_images, main
 
 
@@ -21,8 +29,13 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
 
     Of several processes that `torchrun` started, only the first writes, and has metrics to return.
     """
-    images, device = load_images(root), pick_device()
-    method = build(params, images.normalisation)
+    images, device, recipe = load_images(root), pick_device(), params.chosen
+    these = fitting.of(images)
+    settings = fitting.say("pretrain", recipe.pretrain, fitting.pretrain(recipe.pretrain, images), these)
+    model = fitting.say("pretrain", recipe.model, fitting.model(recipe.model, images), these)
+    method, pixels = build(params, images.normalisation, model), to_tensor(images.x_pretrain, device)
+    if parallel.size() == 1:
+        print(f"pretrain: {foretold(method, pixels, images, settings, params)}", file=sys.stderr)
     about = {
         "method": params.method,
         "code": code.digest(type(method).__module__, NO_ARITHMETIC),  # which the training loop does not import
@@ -37,8 +50,8 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
     with parallel.joined(device):
         result = train_method(
             method,
-            to_tensor(images.x_train, device),
-            settings=params.chosen.pretrain,
+            pixels,
+            settings=settings,
             seed=params.seed,
             about=about,
             store_for=partial(open_store, root, "simsiam.pretrain", fresh=fresh),
@@ -47,6 +60,7 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
         if parallel.rank() > 0:
             return None
     save_encoder(root / "models/encoder.pt", method.encoder)
+    draw(root / "reports/figures/views.png", views_figure, *views_of(pixels, settings, params.seed))
     last, verdict = result.records[-1], collapse.of_run(result.records, params.latent_dim)
     warning = ""
     if verdict != "healthy":
@@ -55,16 +69,34 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
     return {
         **{name: last[name] for name in ("loss", "z_std", "rankme", "first_share")},
         "verdict": verdict,
-        "epochs": params.chosen.pretrain.epochs,
+        "epochs": settings.epochs,
         "seconds": round(result.seconds, 1),
         "images_per_second": round(result.images_per_second, 1),
         # A list, which DVC's tables leave out.
         "trained": [
             params.model_dump(include={"recipe", "method", "latent_dim", "stop_gradient", "seed"})
             | result.machine
-            | {"warning": warning}
+            | {"warning": warning, "method_name": type(method).__name__}
         ],
     }
+
+
+def foretold(method: Any, pixels: torch.Tensor, images: ImageSet, settings: Pretrain, params: Params) -> str:
+    """How long it will take here, from some steps: what a view costs is about in proportion to its area."""
+    step, tuning = seconds_a_step(method, pixels, settings), fitting.finetune(params.chosen.finetune, images)
+    steps = settings.epochs * (len(pixels) // settings.batch_size)
+    area = step / (method.views * settings.batch_size) / settings.augment.view_size**2
+    features = 2 / 3 * area * len(images.images) * images.size**2  # of two encoders, forward only
+    tuned = 2 * tuning.epochs * len(images.x_train) * area * tuning.augment.view_size**2 * images.labelled
+    minutes = (steps * step / 60, (features + tuned) / 60 + 1)
+    return f"{steps:,} steps take about {minutes[0]:.1f} minutes here, and all that follows about {minutes[1]:.0f}"
+
+
+def views_of(pixels: torch.Tensor, settings: Pretrain, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """Sixteen images (16, S, S, 3) uint8, two views of each (16, 2, V, V, 3) in [0, 1], and what they may differ in."""
+    chosen = pixels[np.linspace(0, len(pixels) - 1, 16).astype(int)]
+    views = torch.stack(random_views(chosen, torch.Generator().manual_seed(derive(seed, 3)), settings.augment, 2), 1)
+    return chosen.permute(0, 2, 3, 1).cpu().numpy(), views.permute(0, 1, 3, 4, 2).cpu().numpy(), words(settings.augment)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,18 @@ from simsiam.report import Study, accuracy_rows, render
 from simsiam.settings import Params
 from stages.common import Metrics, main
 
-FIGURES = ("accuracies", "confusion", "curves", "latent_plane", "maps", "neighbours", "shap", "spectrum", "variance")
+FIGURES = (
+    "accuracies",
+    "confusion",
+    "curves",
+    "latent_plane",
+    "maps",
+    "neighbours",
+    "shap",
+    "spectrum",
+    "variance",
+    "views",
+)
 CLAIM = ("claim", "where", "rule", "finding", "control", "verdict", "reason")
 STAGES = ("download", "pretrain", "embed", "linear_eval", "finetune", "project", "explain")
 
@@ -24,7 +35,8 @@ def report(params: Params, root: Path) -> None:
     """Write reports/index.html with all that the other stages found, the last two figures, and the settings that ran."""
     figures, curves = root / "reports/figures", root / "reports/curves"
     metrics = read_metrics(root)
-    tuning = {start: read_curve(curves / f"finetune_from_{start}.csv") for start in ("encoder", "scratch")}
+    starts = ("encoder", "scratch") if metrics["download"]["classes"] else ()
+    tuning = {start: read_curve(curves / f"finetune_from_{start}.csv") for start in starts}
     draw(figures / "curves.png", curves_figure, read_curve(curves / "pretrain.csv"), tuning)
     draw(figures / "accuracies.png", accuracies_figure, accuracy_rows(metrics), *chance_and_images(metrics))
     settings = settings_that_ran(params)
@@ -102,8 +114,8 @@ def read_study(path: Path) -> Study:
 
 
 def chance_and_images(metrics: Metrics) -> tuple[float, int]:
-    """The top-1 of a guess, and the number of test images."""
-    return 1 / metrics["download"]["classes"], metrics["download"]["test"]
+    """The top-1 of the most frequent class, and the number of test images."""
+    return metrics["download"]["chance"], metrics["download"]["test"]
 
 
 def settings_that_ran(params: Params) -> str:

@@ -15,6 +15,7 @@ from tests.conftest import COLOURFUL, but, generator
 BATCHES, DIMS = [16, 128, 512], [2, 8, 512, 2048]
 SETTINGS = Pretrain(
     epochs=20,
+    min_steps=0,
     batch_size=64,
     lr=0.8,
     momentum=0.9,

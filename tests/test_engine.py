@@ -36,7 +36,7 @@ from simsiam.seeds import derive
 from simsiam.settings import Training
 from tests.conftest import but, generator
 
-SETTINGS = Training(epochs=3, batch_size=16, momentum=0.9, weight_decay=1e-3, precision="fp32", compile="never")
+SETTINGS = Training(epochs=3, min_steps=0, batch_size=16, momentum=0.9, weight_decay=1e-3, precision="fp32", compile="never")
 CPU = torch.device("cpu")
 X = torch.randn(70, 6, generator=generator())
 Y = X @ torch.randn(6, 1, generator=generator(1))

@@ -27,6 +27,7 @@ VIEW = but(COLOURFUL, view_size=16, crop_scale=[0.5, 1.0])
 OPTIONS = SimSiamOptions(stop_gradient=True, predictor_hidden=16, predictor_lr="cosine")
 SETTINGS = Pretrain(
     epochs=6,
+    min_steps=0,
     batch_size=50,
     lr=0.4,
     momentum=0.9,

@@ -27,6 +27,7 @@ VIEW = but(COLOURFUL, blur=0.5)
 OPTIONS = SimSiamOptions(stop_gradient=True, predictor_hidden=16, predictor_lr="cosine")
 SETTINGS = Pretrain(
     epochs=2,
+    min_steps=0,
     batch_size=50,
     lr=0.1,
     momentum=0.9,

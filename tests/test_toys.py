@@ -112,6 +112,7 @@ def test_a_method_of_its_own_trains(tiny: EncoderSettings) -> None:
     images = to_tensor(toys().x_train, torch.device("cpu"))
     settings = Pretrain(
         epochs=10,
+        min_steps=0,
         batch_size=16,
         lr=0.4,
         momentum=0.9,

@@ -42,7 +42,7 @@ VIEW = Augment(
     grey=0.2,
     blur=0.0,
 )
-SETTINGS = Training(epochs=2, batch_size=40, momentum=0.9, weight_decay=5e-4, precision="fp32", compile="never")
+SETTINGS = Training(epochs=2, min_steps=0, batch_size=40, momentum=0.9, weight_decay=5e-4, precision="fp32", compile="never")
 LR = 0.4
 IMAGES = torch.from_numpy(read_npz(Path(__file__).parent / "data/cifar10_500.npz")["x_train"][:200]).permute(0, 3, 1, 2)
 

@@ -75,6 +75,11 @@ class ImageSet:
         return self.labels[self._ends[1] :]
 
     @property
+    def size(self) -> int:
+        """Side in pixels."""
+        return self.images.shape[1]
+
+    @property
     def labelled(self) -> bool:
         return bool(self.classes)
 

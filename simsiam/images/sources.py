@@ -64,6 +64,13 @@ def fingerprint(data: Data, seed: int) -> str:
     return f"{status.st_size} bytes of {status.st_mtime_ns}, seed {seed}" if status else "nothing"
 
 
+def title(data: Data, images: ImageSet) -> str:
+    """What to call the images."""
+    if images.classes == cifar10.CLASSES:
+        return "CIFAR-10"
+    return {"cifar100": "CIFAR-100", "digits": "scikit-learn's digits"}.get(data.source) or Path(data.source).stem
+
+
 def local_path(source: str) -> Path:
     """Where the user means. DVC names the user's repository in DVC_ROOT where it runs in a copy (`--queue`, `--temp`)."""
     try:

@@ -19,7 +19,7 @@ from typing import Any
 from simsiam.errors import UserError
 from simsiam.methods.simsiam import SimSiam
 from simsiam.networks import Encoder
-from simsiam.settings import EncoderSettings, Params, Recipes, checked
+from simsiam.settings import EncoderSettings, Model, Params, Recipes, checked
 
 METHODS: dict[str, Any] = {"simsiam": SimSiam}
 
@@ -51,9 +51,12 @@ def _options(params: Params, recipe: str, name: str) -> Any:
     return checked(METHODS[name].Options, content, "params.yaml", f"recipes.{recipe}.methods.{name}.")
 
 
-def build(params: Params, normalisation: tuple[tuple[float, ...], tuple[float, ...]]) -> Any:
-    """The chosen method on a new encoder. normalisation: mean and deviation of the images' channels."""
-    model = params.chosen.model
+def build(params: Params, normalisation: tuple[tuple[float, ...], tuple[float, ...]], model: Model | None = None) -> Any:
+    """The chosen method on a new encoder. normalisation: mean and deviation of the images' channels.
+
+    model: another network than the recipe's.
+    """
+    model = model or params.chosen.model
     mean, std = normalisation if model.normalisation == "data" else ((0.5,) * 3, (0.5,) * 3)
     settings = EncoderSettings(**dict(model), latent_dim=params.latent_dim, seed=params.seed, mean=mean, std=std)
     return METHODS[params.method](Encoder(settings), options(params))

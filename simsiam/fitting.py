@@ -1,0 +1,111 @@
+"""What of the settings fits a set of images: recipes are written for 50,000 colour images of 32 pixels.
+
+Each function takes a section and what matters of the images, and gives the section back with what has to be otherwise. For
+images like CIFAR-10's that is nothing.
+"""
+
+import math
+import sys
+from typing import TypeVar
+
+from simsiam.images import ImageSet
+from simsiam.settings import Augment, Embed, Explain, Finetune, LinearEval, Model, Pretrain, Project, Section
+
+SIDE = 32  # of the images that view sizes and backgrounds are given for, in pixels
+LARGE = 96  # from this side on a stem that halves the image twice
+T = TypeVar("T", Pretrain, Finetune)
+S = TypeVar("S", bound=Section)
+
+
+def model(settings: Model, images: ImageSet) -> Model:
+    """Large images go through the stem that was made for them."""
+    return settings.model_copy(update={"stem": "imagenet"}) if images.size >= LARGE else settings
+
+
+def pretrain(settings: Pretrain, images: ImageSet) -> Pretrain:
+    """Batches and epochs for as many images as there are, views for their size and kind."""
+    return _training(settings, len(images.x_pretrain), images)
+
+
+def finetune(settings: Finetune, images: ImageSet) -> Finetune:
+    """As `pretrain`, and a fifth of the training images is the most to be held out."""
+    return _training(settings, len(images.x_train), images).model_copy(
+        update={"held_out": held_out(settings.held_out, len(images.x_train))}
+    )
+
+
+def _training(settings: T, count: int, images: ImageSet) -> T:
+    batch_size = min(settings.batch_size, max(4, count // 2))
+    epochs = max(settings.epochs, math.ceil(settings.min_steps / max(1, count // batch_size)))
+    views = augment(settings.augment, images)
+    return settings.model_copy(update={"batch_size": batch_size, "epochs": epochs, "augment": views})
+
+
+def augment(settings: Augment, images: ImageSet) -> Augment:
+    """Views of the same share of an image; no mirroring where that makes another thing; no change of colour without one."""
+    update: dict[str, object] = {"view_size": max(8, round(settings.view_size * images.size / SIDE))}
+    if not images.mirrors:
+        update["flip"] = 0.0
+    if images.grey:
+        update |= {"jitter": [*settings.jitter[:2], 0.0, 0.0], "grey": 0.0}
+    return settings.model_copy(update=update)
+
+
+def held_out(asked: int, count: int) -> int:
+    """A fifth of the images at most."""
+    return min(asked, max(1, count // 5))
+
+
+def embed(settings: Embed, images: ImageSet) -> Embed:
+    """Not more neighbours than half of what a class has on average; queries that are there."""
+    count, test = len(images.x_train), len(images.x_test)
+    k = min(settings.knn_k, max(1, count // (2 * max(1, len(images.classes)))))
+    return settings.model_copy(update={"knn_k": k, "queries": _there(settings.queries, test)})
+
+
+def linear_eval(settings: LinearEval, count: int, classes: int) -> LinearEval:
+    """A fifth of the images at most is held out; a share of the labels has two of each class."""
+    shares = [share for share in settings.few_labels if round(share * count) >= 2 * classes]
+    return settings.model_copy(update={"held_out": held_out(settings.held_out, count), "few_labels": shares})
+
+
+def project(settings: Project, test: int) -> Project:
+    """As many points as there are test images, and a third of them as neighbours."""
+    points = min(settings.points, test)
+    return settings.model_copy(update={"points": points, "perplexity": min(settings.perplexity, max(1.0, (points - 1) / 3))})
+
+
+def explain(settings: Explain, images: ImageSet) -> Explain:
+    """Images that are there; what a large image takes of the memory its background gives."""
+    share = min(1.0, (SIDE / images.size) ** 2)
+    test = len(images.x_test)
+    return settings.model_copy(
+        update={
+            "images": _there(settings.images, test),
+            "background": max(10, round(settings.background * share)),
+            "mass_background": max(10, round(settings.mass_background * share)),
+            "mass_images": min(settings.mass_images, test // 2),
+        }
+    )
+
+
+def _there(asked: list[int], count: int) -> list[int]:
+    return [index for index in asked if index < count] or [0]
+
+
+def of(images: ImageSet) -> str:
+    """The images in a few words."""
+    return f"{len(images.x_pretrain):,}{' grey' if images.grey else ''} images of {images.size} pixels"
+
+
+def say(name: str, before: S, after: S, of: str) -> S:
+    """`after`, once a line on stderr has said in what it differs from `before`, and of which images that is."""
+    was, now = _flat(before), _flat(after)
+    if changes := [f"{key} {now[key]} instead of {was[key]}" for key in now if now[key] != was[key]]:
+        print(f"{name}: for {of}: {', '.join(changes)}", file=sys.stderr)
+    return after
+
+
+def _flat(section: Section) -> dict[str, object]:
+    content = section.model_dump()
+    return content | content.pop("augment", {})
