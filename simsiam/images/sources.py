@@ -35,9 +35,9 @@ def fetch(data: Data, seed: int, scratch: Path) -> tuple[ImageSet, str]:
         if data.source in CIFAR10:
             images, used = cifar10.fetch(data.source, scratch)
         elif data.source == "cifar100":
-            images, used = cifar100.fetch(scratch)
+            images, used = cifar100.fetch(scratch), "cifar100"
         elif data.source == "digits":
-            images, used = digits.read(data.test_share, seed), "scikit-learn"
+            images, used = digits.read(data.test_share, seed), "digits"
         else:
             path = local_path(data.source)
             images, used = _read(path, data, seed), f"local copy {data.source}"
