@@ -43,9 +43,10 @@ def test_a_picture_is_upright(ramp: Image.Image, orientation: int) -> None:
     assert apart(as_seen(again(stored, "PNG", exif=exif)), ramp) == 0
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01", b"Exif\0\0no exif"])
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_damaged_exif_data_does_no_harm(ramp: Image.Image) -> None:
-    assert apart(as_seen(again(ramp, "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01")), ramp) == 0
+def test_damaged_exif_data_does_no_harm(ramp: Image.Image, exif: bytes) -> None:
+    assert apart(as_seen(again(ramp, "PNG", exif=exif)), ramp) == 0
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "YCbCr", "P", "I"])

@@ -97,6 +97,7 @@ def read(folder: Path, size: int | None, square: Square, test_share: float, seed
             return " ".join(re.sub(r" '.*| <.*", "", str(error)).split()) or type(error).__name__
         return ""
 
+    Image.init()  # not in two threads at once, one of which would take a good file for none
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
         warnings.simplefilter("ignore")  # of odd EXIF data
         warnings.simplefilter("error", Image.DecompressionBombWarning)

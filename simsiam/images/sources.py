@@ -110,7 +110,7 @@ def _read_zip(path: Path, data: Data, seed: int) -> ImageSet:
     names = {name.removesuffix(".npy") for name in sizes if name.endswith(".npy")}
     if len(names) < len(sizes):
         raise Unusable("is a zip archive: unpack it, and give the folder")
-    need, free = 2 * sum(sizes.values()), free_memory()
+    need, free = 3 * sum(sizes.values()), free_memory()  # as read, put together, and in order
     if need > free:
         raise Unusable(f"takes {need / 1e9:.1f} GB of memory to read, and {free / 1e9:.1f} GB are free: take a smaller one")
     if "images" in names or "x_train" in names:
