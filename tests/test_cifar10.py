@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from simsiam.errors import UserError
+from simsiam.errors import Unusable, UserError
 from simsiam.files import read_npz, write_npz
 from simsiam.images import ImageSet, cifar10, from_arrays, sources
-from simsiam.images.cifar10 import Arrays, Unusable, read, wrong_arrays
+from simsiam.images.cifar10 import Arrays, read, wrong_arrays
 from simsiam.settings import Data
 from tests.conftest import SMALL
 

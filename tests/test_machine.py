@@ -1,6 +1,7 @@
 """Two processors that round or run differently do not look the same, and nothing else is said of a machine."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -87,3 +88,13 @@ def test_only_what_is_imported_counts_and_nothing_is_imported_for_it() -> None:
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
     found, torch_there = json.loads(result.stdout)
     assert set(found) == {"device", "versions"} and set(found["versions"]) == {"python"} and not torch_there
+
+
+def test_free_memory_is_what_a_process_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert total / 100 < machine.free_memory() <= total
+    files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    5000 kB\n", "/sys/fs/cgroup/memory.max": "max\n"}
+    monkeypatch.setattr(Path, "read_text", lambda path: files[str(path)])
+    assert machine.free_memory() == 5_120_000
+    files["/sys/fs/cgroup/memory.max"] = "1000000\n"
+    assert machine.free_memory() == 1_000_000

@@ -43,19 +43,15 @@ def test_a_picture_is_upright(ramp: Image.Image, orientation: int) -> None:
     assert apart(as_seen(again(stored, "PNG", exif=exif)), ramp) == 0
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01", b"Exif\0\0no exif"])
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_damaged_exif_data_does_no_harm(ramp: Image.Image) -> None:
-    assert apart(as_seen(again(ramp, "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01")), ramp) == 0
+def test_damaged_exif_data_does_no_harm(ramp: Image.Image, exif: bytes) -> None:
+    assert apart(as_seen(again(ramp, "PNG", exif=exif)), ramp) == 0
 
 
-KINDS = {"grey": "L", "colour": "RGB", "print": "CMYK", "luminance": "YCbCr", "palette": "P", "32 bits": "I"}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_same_picture_in_another_mode(ramp: Image.Image, kind: str) -> None:
-    assert apart(as_seen(ramp.convert("RGB").convert(KINDS[kind])), ramp) <= (
-        26 if kind == "palette" else 2
-    )  # 6 x 6 x 6 colours
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "YCbCr", "P", "I"])
+def test_the_same_picture_in_another_mode(ramp: Image.Image, mode: str) -> None:
+    assert apart(as_seen(ramp.convert("RGB").convert(mode, palette=Image.Palette.ADAPTIVE)), ramp) <= 2
 
 
 def test_a_printers_jpeg_is_not_a_negative(ramp: Image.Image) -> None:

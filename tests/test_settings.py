@@ -109,6 +109,12 @@ BAD = [
     ("ablation.studies.dimension.seeds", [], "at least 1 item"),
     ("ablation.studies.dimension.stages", ["report"], "'pretrain', 'embed'"),
     ("data.source", "", "at least 1 character"),
+    ("data.size", 8, "greater than or equal to 16"),
+    ("data.size", 256, "less than or equal to 224"),
+    ("data.square", "stretch", "'crop' or 'pad'"),
+    ("data.test_share", 0.0, "greater than or equal to 0.01"),
+    ("data.classes", ["a", "b", "a"], "two of them are the same"),
+    ("data.classes", "a", "valid list"),
 ]
 
 

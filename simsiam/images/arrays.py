@@ -92,8 +92,9 @@ def gathered(
     check_counts(labels, split, names)
     order = np.argsort(ORDER[split], kind="stable")
     where = numbered(**counts)
+    every = np.concatenate([*images.values()])
     return ImageSet(
-        np.concatenate([*images.values()])[order],
+        every if (np.diff(order) > 0).all() else every[order],  # without a copy where they lie in order
         labels[order],
         split[order],
         names,

@@ -17,10 +17,10 @@ MEMBERS = {  # the pickles in it, and their published MD5
 LARGEST = 1 << 28  # bytes: the largest of them has 155 MB
 
 
-def fetch(scratch: Path) -> tuple[ImageSet, str]:
+def fetch(scratch: Path) -> ImageSet:
     """CIFAR-100 from the official host. scratch: an empty folder for what is downloaded. Raises UserError."""
     try:
-        return read(download_official(URL, scratch, patience=None)), "official"
+        return read(download_official(URL, scratch, patience=None))
     except Unusable as error:
         raise UserError(f"{URL} could not be fetched ({error}): give its path, -S 'data.source=\"/where/it/is\"'") from None
 

@@ -57,8 +57,8 @@ def fingerprint(folder: Path) -> str:
 
 
 def natural(name: str) -> tuple[list[str | int], str]:
-    """What to sort names by, so that 2 comes before 10, the same on every system."""
-    return [int(part) if n % 2 else part for n, part in enumerate(re.split(r"([0-9]+)", name))], name
+    """What to sort names by, so that 2 comes before 10 and a before B, the same on every system."""
+    return [int(part) if n % 2 else part for n, part in enumerate(re.split(r"([0-9]+)", name.casefold()))], name
 
 
 def read(folder: Path, size: int | None, square: Square, test_share: float, seed: int) -> ImageSet:
@@ -97,6 +97,7 @@ def read(folder: Path, size: int | None, square: Square, test_share: float, seed
             return " ".join(re.sub(r" '.*| <.*", "", str(error)).split()) or type(error).__name__
         return ""
 
+    Image.init()  # not in two threads at once, one of which would take a good file for none
     with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
         warnings.simplefilter("ignore")  # of odd EXIF data
         warnings.simplefilter("error", Image.DecompressionBombWarning)

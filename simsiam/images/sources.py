@@ -35,9 +35,9 @@ def fetch(data: Data, seed: int, scratch: Path) -> tuple[ImageSet, str]:
         if data.source in CIFAR10:
             images, used = cifar10.fetch(data.source, scratch)
         elif data.source == "cifar100":
-            images, used = cifar100.fetch(scratch)
+            images, used = cifar100.fetch(scratch), "cifar100"
         elif data.source == "digits":
-            images, used = digits.read(data.test_share, seed), "scikit-learn"
+            images, used = digits.read(data.test_share, seed), "digits"
         else:
             path = local_path(data.source)
             images, used = _read(path, data, seed), f"local copy {data.source}"
@@ -117,7 +117,7 @@ def _read_zip(path: Path, data: Data, seed: int) -> ImageSet:
     names = {name.removesuffix(".npy") for name in sizes if name.endswith(".npy")}
     if len(names) < len(sizes):
         raise Unusable("is a zip archive: unpack it, and give the folder")
-    need, free = 2 * sum(sizes.values()), free_memory()
+    need, free = 3 * sum(sizes.values()), free_memory()  # as read, put together, and in order
     if need > free:
         raise Unusable(f"takes {need / 1e9:.1f} GB of memory to read, and {free / 1e9:.1f} GB are free: take a smaller one")
     if "images" in names or "x_train" in names:
