@@ -42,8 +42,9 @@ def _training(settings: T, count: int, images: ImageSet) -> T:
 
 
 def augment(settings: Augment, images: ImageSet) -> Augment:
-    """Views of the same share of an image; no mirroring where that makes another thing; no change of colour without one."""
-    update: dict[str, object] = {"view_size": max(8, round(settings.view_size * images.size / SIDE))}
+    """Larger views of larger images; no mirroring where that makes another thing; no change of colour without one."""
+    view = settings.view_size
+    update: dict[str, object] = {"view_size": max(min(view, images.size), round(view * images.size / SIDE))}
     if not images.mirrors:
         update["flip"] = 0.0
     if images.grey:

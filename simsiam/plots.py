@@ -261,7 +261,7 @@ def views_figure(images: NDArray[np.uint8], views: NDArray[np.float32], words: s
         first.set_title("image", fontsize=8)
     for first in grid[0][1::4]:
         first.set_title("two views of it", fontsize=8, loc="left")
-    figure.suptitle(f"Pretraining calls these views the same, whatever their {words}", fontsize=11)
+    figure.suptitle(f"Pretraining is told that the two views are one and the same. They may differ in: {words}", fontsize=11)
     return figure
 
 
