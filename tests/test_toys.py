@@ -61,6 +61,7 @@ class Regression(nn.Module):
     """A linear map of one view's latent comes as near as it can to the other's."""
 
     views = 2
+    lowest_loss = None
     constant_lr = None
 
     class Options(Section):
