@@ -22,7 +22,7 @@ from simsiam.errors import UserError
 from simsiam.files import read_npz, write_npz
 from simsiam.images import ImageSet, cifar10, from_arrays
 from simsiam.images.cifar10 import Arrays, Unusable, fetch, read, wrong_arrays
-from tests.conftest import SMALL
+from tests.some import SMALL
 
 
 def python2_pickle(rows: Any, labels: Any) -> bytes:

@@ -12,7 +12,7 @@ from simsiam.methods.simsiam import SimSiam, SimSiamOptions
 from simsiam.networks import Encoder
 from simsiam.pretrain import pretrain
 from simsiam.settings import EncoderSettings, Pretrain
-from tests.conftest import COLOURFUL, but, generator
+from tests.some import COLOURFUL, but, generator
 
 BATCHES, DIMS = [16, 128, 512], [2, 8, 512, 2048]
 SETTINGS = Pretrain(

@@ -12,7 +12,7 @@ from simsiam.probe import Probe, linear_probe
 from simsiam.settings import load
 from stages import linear_eval as module
 from tests.clones import ROOT
-from tests.conftest import CLASSES, rng
+from tests.some import CLASSES, rng
 
 
 def test_a_probe_of_few_labels_is_one_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from simsiam.metrics import top_k
 from simsiam.networks import Encoder
 from simsiam.probe import L2S, Probe, fit, linear_probe, principal_axes
 from simsiam.settings import EncoderSettings
-from tests.conftest import but, rng
+from tests.some import but, rng
 
 CPU = torch.device("cpu")
 TRAIN, TEST = slice(0, 800), slice(800, 3200)

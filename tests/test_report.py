@@ -13,7 +13,7 @@ from simsiam.errors import UserError
 from simsiam.plots import draw, shap_figure
 from simsiam.report import WEBP_PIXELS, embedded
 from stages.report import read_picture, read_study
-from tests.conftest import rng
+from tests.some import rng
 
 
 def png(width: int, height: int) -> bytes:

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from simsiam.errors import UserError
 from simsiam.settings import Params, changed, check, load, load_point, percent
-from tests.conftest import PLAIN
+from tests.some import PLAIN
 
 ROOT = Path(__file__).parent.parent
 PARAMS = ROOT / "params.yaml"

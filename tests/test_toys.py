@@ -28,7 +28,7 @@ from stages.linear_eval import linear_eval
 from stages.pretrain import pretrain
 from stages.project import project
 from stages.report import report
-from tests.conftest import COLOURFUL, but, rng
+from tests.some import COLOURFUL, but, rng
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ("sunrise", "sunset")
