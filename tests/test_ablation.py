@@ -389,6 +389,12 @@ def test_half_of_what_a_claim_says_tells_nothing() -> None:
     assert verdicts(nearly)["falls_with_dimension"] == "cannot be told"
 
 
+def test_two_components_of_two_dimensions_tell_nothing() -> None:
+    """They hold all of the variance, whatever was learned."""
+    alone = {claim["name"]: claim for claim in judged(grid_of([found(2)]))}["two_components"]
+    assert alone["verdict"] == "cannot be told" and alone["reason"] == "no latent of more than two dimensions was measured"
+
+
 def test_the_claim_of_cats_needs_cats() -> None:
     every = grid()
     for each in every:
