@@ -16,6 +16,7 @@ import pandas as pd
 
 from ablation.figures import Axis, Points, accuracy_figure, learning_figure, spectra_figure
 from ablation.lind_bosch_hu.study import study as lind_bosch_hu
+from ablation.point import Failed, run_all
 from ablation.results import MAPPED, SPACES, Found, flat, read
 from ablation.tables import COMMANDS, Column, Picture, Table, means, write
 from simsiam.settings import Params, load
@@ -127,10 +128,19 @@ def axis_of(points: Points) -> Axis | None:
 
 
 def main() -> None:
-    """Make every study."""
-    ArgumentParser(prog="python -m ablation.study", description=__doc__, formatter_class=RawTextHelpFormatter).parse_args()
+    """Make every study, with `--points` once every point has run or failed."""
+    parser = ArgumentParser(prog="python -m ablation.study", description=__doc__, formatter_class=RawTextHelpFormatter)
+    parser.add_argument("--points", action="store_true", help="first run every point that is not there yet")
     with plainly("study"):
+        failed = None
+        if parser.parse_args().points:
+            try:
+                run_all()
+            except Failed as error:  # costs no other point its place in the tables
+                failed = error
         study(Path())
+        if failed:
+            raise failed
 
 
 if __name__ == "__main__":

@@ -88,9 +88,7 @@ def of_another_shape(root: Path) -> Iterator[None]:
     try:
         yield
     except (jinja2.UndefinedError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
-        words = (
-            f"{root / 'reports/metrics'}: one of these is not as its stage writes it ({type(error).__name__}: {error})"
-        )
+        words = f"{root / 'reports/metrics'}: one of these is not as its stage writes it ({type(error).__name__}: {error})"
         raise UserError(f"{words}: delete those that were edited and run `dvc repro`") from error
 
 
