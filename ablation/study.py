@@ -18,7 +18,7 @@ from ablation.figures import Axis, Points, accuracy_figure, learning_figure, spe
 from ablation.lind_bosch_hu.study import study as lind_bosch_hu
 from ablation.point import Failed, run_all
 from ablation.results import MAPPED, SPACES, Found, flat, read
-from ablation.tables import COMMANDS, Column, Picture, Table, means, write
+from ablation.tables import COMMANDS, Column, Picture, Table, means, note_of_machines, remove_others, write
 from simsiam.settings import Params, load
 from stages.common import plainly
 
@@ -76,6 +76,8 @@ def study(root: Path) -> None:
         for picture, stages in {"accuracy": ("embed", "linear_eval", "finetune"), "spectra": ("embed",)}.items():
             if not any(each.has(stage) for each in every for stage in stages):
                 del pictures[picture]
+        if note := note_of_machines(every):
+            print(f"study {name}: {note}", file=sys.stderr)
         write(
             root,
             name,
@@ -87,6 +89,7 @@ def study(root: Path) -> None:
         )
         print(f"study {name}: in reports/study/{name}/", file=sys.stderr)
     lind_bosch_hu(root, list(found.values()))
+    remove_others(root, [*params.ablation.studies, "lind_bosch_hu"])
     if found:
         print("study: `dvc repro` puts it on the page", file=sys.stderr)
 
