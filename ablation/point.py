@@ -35,6 +35,10 @@ STAGES: dict[str, Stage] = {stage.__name__: stage for stage in (pretrain, embed,
 RESULTS = Path("ablation/results")
 
 
+class Failed(UserError):
+    """Some points have no results."""
+
+
 def work(params: Params) -> dict[str, tuple[list[int], list[str]]]:
     """The seeds and stages of every point: all that the studies which it belongs to want of it."""
     found: dict[str, tuple[list[int], list[str]]] = {}
@@ -133,6 +137,37 @@ def arrays_of(scratch: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
+def run_all(name: str | None = None, seed: int | None = None, *, only_list: bool = False) -> None:
+    """Run every point of the studies, or the one of this name, with each of its seeds, or with this one; or list them.
+
+    What is wrong with one stops no other. Raises UserError, at the end, that names those that failed.
+    """
+    points, failed = work(load(Path("params.yaml"))), []
+    if name not in (None, *points):
+        raise UserError(f"params.yaml: ablation.points has no {name}: it has {', '.join(points)}")
+    for point, (seeds, stages) in points.items():
+        if name not in (None, point):
+            continue
+        if not seeds:
+            print(f"{point}: no study has this point", file=sys.stderr)
+        if seed not in (None, *seeds):
+            raise UserError(f"{point} has the seeds {seeds}, by the studies in params.yaml: {seed} is none of them")
+        for each in seeds if seed is None else [seed]:
+            if only_list:
+                print(point, each)
+                continue
+            try:
+                run_point(point, each, stages)
+            except Interrupted:
+                raise
+            except UserError as error:
+                print(f"error: {point}, seed {each}: {error}", file=sys.stderr)
+                failed.append(f"{point}, seed {each}")
+    if failed:
+        others = "`python -m ablation.study` makes tables of the others"
+        raise Failed(f"without results: {'; '.join(failed)} (their reasons are above); {others}")
+
+
 def main() -> None:
     """Run one point, or all of them, or list them."""
     parser = ArgumentParser(prog="python -m ablation.point", description=__doc__, formatter_class=RawTextHelpFormatter)
@@ -141,32 +176,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="only print a line NAME SEED for each")
     chosen = parser.parse_args()
     with plainly("point"):
-        points, failed = work(load(Path("params.yaml"))), []
-        if chosen.name is not None and chosen.name not in points:
-            raise UserError(f"params.yaml: ablation.points has no {chosen.name}: it has {', '.join(points)}")
-        for name, (seeds, stages) in points.items():
-            if chosen.name not in (None, name):
-                continue
-            if not seeds:
-                print(f"{name}: no study has this point", file=sys.stderr)
-            if chosen.seed not in (None, *seeds):
-                raise UserError(
-                    f"{name} has the seeds {seeds}, by the studies in params.yaml: {chosen.seed} is none of them"
-                )
-            for seed in seeds if chosen.seed is None else [chosen.seed]:
-                if chosen.list:
-                    print(name, seed)
-                    continue
-                try:
-                    run_point(name, seed, stages)
-                except Interrupted:
-                    raise
-                except UserError as error:
-                    print(f"error: {name}, seed {seed}: {error}", file=sys.stderr)
-                    failed.append(f"{name}, seed {seed}")
-        if failed:
-            others = "`python -m ablation.study` makes tables of the others"
-            raise UserError(f"without results: {'; '.join(failed)} (their reasons are above); {others}")
+        run_all(chosen.name, chosen.seed, only_list=chosen.list)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,12 @@ class Found:
         """What the latents of the last training batches say (`simsiam.collapse`)."""
         return str(self.result["pretrain"]["verdict"])
 
+    @property
+    def machine(self) -> str:
+        """What it was made on, as far as results depend on it."""
+        made = flat(self.result["made_with"])
+        return f"{made.get('machine.device')}, torch {made.get('machine.versions.torch')}"
+
     def has(self, *stages: str) -> bool:
         return set(stages) <= set(self.result["made_with"]["stages"])
 

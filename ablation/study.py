@@ -16,8 +16,9 @@ import pandas as pd
 
 from ablation.figures import Axis, Points, accuracy_figure, learning_figure, spectra_figure
 from ablation.lind_bosch_hu.study import study as lind_bosch_hu
+from ablation.point import Failed, run_all
 from ablation.results import MAPPED, SPACES, Found, flat, read
-from ablation.tables import COMMANDS, Column, Picture, Table, means, write
+from ablation.tables import COMMANDS, Column, Picture, Table, means, note_of_machines, remove_others, write
 from simsiam.settings import Params, load
 from stages.common import plainly
 
@@ -75,6 +76,8 @@ def study(root: Path) -> None:
         for picture, stages in {"accuracy": ("embed", "linear_eval", "finetune"), "spectra": ("embed",)}.items():
             if not any(each.has(stage) for each in every for stage in stages):
                 del pictures[picture]
+        if note := note_of_machines(every):
+            print(f"study {name}: {note}", file=sys.stderr)
         write(
             root,
             name,
@@ -86,6 +89,7 @@ def study(root: Path) -> None:
         )
         print(f"study {name}: in reports/study/{name}/", file=sys.stderr)
     lind_bosch_hu(root, list(found.values()))
+    remove_others(root, [*params.ablation.studies, "lind_bosch_hu"])
     if found:
         print("study: `dvc repro` puts it on the page", file=sys.stderr)
 
@@ -127,10 +131,19 @@ def axis_of(points: Points) -> Axis | None:
 
 
 def main() -> None:
-    """Make every study."""
-    ArgumentParser(prog="python -m ablation.study", description=__doc__, formatter_class=RawTextHelpFormatter).parse_args()
+    """Make every study, with `--points` once every point has run or failed."""
+    parser = ArgumentParser(prog="python -m ablation.study", description=__doc__, formatter_class=RawTextHelpFormatter)
+    parser.add_argument("--points", action="store_true", help="first run every point that is not there yet")
     with plainly("study"):
+        failed = None
+        if parser.parse_args().points:
+            try:
+                run_all()
+            except Failed as error:  # costs no other point its place in the tables
+                failed = error
         study(Path())
+        if failed:
+            raise failed
 
 
 if __name__ == "__main__":

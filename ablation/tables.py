@@ -2,7 +2,9 @@
 
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +13,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ablation.results import Found
-from simsiam.files import write_json, write_text
+from simsiam.errors import UserError
+from simsiam.files import read_json, write_json, write_text
 from simsiam.plots import draw
 
+BY = "ablation.study"  # in study.json: whose the folder is
 EVERYTHING = "dvc repro ablation/dvc.yaml"
 COMMANDS = {"all points of all studies": EVERYTHING, "tables and figures again": "python -m ablation.study"}
 
@@ -80,6 +84,26 @@ def html(table: Table) -> str:
     return shown(table).to_html(index=False, border=0, classes="study")
 
 
+def note_of_machines(used: Sequence[Found]) -> str:
+    """Which points were made where, if not all on one kind of machine with one torch, or ""."""
+    made: dict[str, list[str]] = {}
+    for each in used:
+        made.setdefault(each.machine, []).append(f"{each.point}, seed {each.seed}")
+    if len(made) < 2:
+        return ""
+    words = "; ".join(f"{machine}: {', '.join(points)}" for machine, points in made.items())
+    return f"Its points were made on different machines, so they differ by rounding too, and in their seconds. {words}."
+
+
+def remove_others(root: Path, names: Sequence[str]) -> None:
+    """Delete the studies that were written here under a name that is none of these: params.yaml has them no more."""
+    for path in (root / "reports/study").glob("*/study.json"):
+        with suppress(UserError, AttributeError):  # what cannot be read was not written here
+            if path.parent.name not in names and read_json(path).get("by") == BY:
+                shutil.rmtree(path.parent)
+                print(f"study {path.parent.name}: deleted, since params.yaml has none of that name", file=sys.stderr)
+
+
 def write(
     root: Path,
     name: str,
@@ -109,6 +133,8 @@ def write(
             "name": name,
             "missing": list(missing),
             "stale": [f"{each.point}, seed {each.seed}: other {each.stale}" for each in used if each.stale],
+            "note": note_of_machines(used),
+            "by": BY,
             "commands": commands,
             "tables": {stem: table.caption for stem, table in tables.items()},
             "figures": {stem: picture.caption for stem, picture in pictures.items()},

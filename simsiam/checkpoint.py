@@ -55,7 +55,6 @@ def open_store(root: Path, module: str, identity: dict[str, Any], *, fresh: bool
     # Of several processes the first holds the lock for all of them.
     with training_lock(folder, wait=parallel.size() == 1) if parallel.rank() == 0 else nullcontext():
         if parallel.rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
             for leftover in [*folder.glob(".*.tmp"), *(folder.glob("*.pt") if fresh else ())]:
                 leftover.unlink()
             write_json(folder / "settings.json", identity)

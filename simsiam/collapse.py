@@ -20,7 +20,7 @@ Verdict = Literal["healthy", "collapsed to a point", "collapsed onto one directi
 POINT = 0.3  # z_std below this
 LINE = 0.95  # first_share above this, on a scale from an even spread, 1/d, to a line
 NEARLY = {"dim": 32, "rankme": 3.0, "first_share": 0.75}  # or, from so many dimensions on, below the one and above the other
-ALIKE = -0.96  # loss below this, and a latent that is neither
+ALIKE = 0.04  # loss less than this above the lowest that the method has, and a latent that is neither
 RECORDS = 3  # that are judged together
 
 
@@ -51,7 +51,7 @@ def spread(z: Tensor) -> dict[str, float]:
     }
 
 
-def judge(z_std: float, first_share: float, rankme: float, loss: float, *, dim: int) -> Verdict:
+def judge(z_std: float, first_share: float, rankme: float, loss: float, *, dim: int, lowest_loss: float | None) -> Verdict:
     """What numbers of training batches say of latents with `dim` dimensions. NaN counts as healthy: the loss tells then.
 
     The thresholds were chosen on 68 small trainings, up to 2,400 steps, with and without stop-gradient, BatchNorm on the
@@ -63,8 +63,8 @@ def judge(z_std: float, first_share: float, rankme: float, loss: float, *, dim: 
     - Where such a collapse is slow, in batches of 16, the share stays below .95 for thousands of steps, but RankMe is at 2
       to 3; healthy runs have 6 and more from d = 32 on. Alone it tells nothing: with noise in the other directions points
       have up to 5, and below d = 8 healthy runs 1.3.
-    - Views that are too alike leave the latent healthy and the loss at -.975 to -1. Healthy runs had -.90 at the lowest
-      here; one report of ImageNet has -.94.
+    - Views that are too alike leave the latent healthy and the loss of SimSiam, whose lowest is -1, at -.975 to -1. Healthy
+      runs had -.90 at the lowest here; one report of ImageNet has -.94. A method that names no `lowest_loss` is not judged.
     """
     line = first_share > 1 / dim + LINE * (1 - 1 / dim)
     nearly = dim >= NEARLY["dim"] and rankme < NEARLY["rankme"] and first_share > NEARLY["first_share"]
@@ -73,10 +73,10 @@ def judge(z_std: float, first_share: float, rankme: float, loss: float, *, dim: 
         return "collapsed to a point"
     if z_std < POINT or line or nearly:
         return "collapsed onto one direction"
-    return "views too alike" if loss < ALIKE else "healthy"
+    return "views too alike" if lowest_loss is not None and loss < lowest_loss + ALIKE else "healthy"
 
 
-def of_run(records: Sequence[Mapping[str, float]], dim: int) -> Verdict:
+def of_run(records: Sequence[Mapping[str, float]], dim: int, lowest_loss: float | None) -> Verdict:
     """Judge a training, running or ended, by the medians of its last three records.
 
     One batch may say anything, at d = 2 most of all. Fewer than three records say nothing yet, which counts as healthy.
@@ -85,7 +85,7 @@ def of_run(records: Sequence[Mapping[str, float]], dim: int) -> Verdict:
         return "healthy"
     last = records[-RECORDS:]
     seen = {name: median(record[name] for record in last) for name in ("z_std", "first_share", "rankme", "loss")}
-    return judge(**seen, dim=dim)
+    return judge(**seen, dim=dim, lowest_loss=lowest_loss)
 
 
 def words(verdict: Verdict, record: Mapping[str, float], *, stop_gradient: bool = True) -> str:

@@ -11,7 +11,7 @@ import os
 import secrets
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -209,13 +209,12 @@ def sha256_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool, waiting: str) -> Iterator[Callable[[], bool]]:
+def locked(path: Path, *, wait: bool, waiting: str) -> Iterator[None]:
     """Hold the lock file `path`, which one process at a time can; `waiting` is printed once if another has to be waited for.
 
     The lock goes with the process, also with a killed one; over NFS the one of a crashed machine goes when the server drops
     its lease (some 90 s). Where a disk knows no locks, filelock warns and uses a marker file.
-    A lock file is never deleted, and belongs in no folder that is ever freed: the next process would hold another one. Where
-    somebody does delete it, what the block is given, to ask before it writes, says so: `held()` is false from then on.
+    A lock file is never deleted, and belongs in no folder that is ever freed: the next process would hold another one.
 
     Raises Busy when another process holds it and `wait` is false, UserError when the file cannot be made.
     """
@@ -231,15 +230,7 @@ def locked(path: Path, *, wait: bool, waiting: str) -> Iterator[Callable[[], boo
             lock.acquire()
     except OSError as error:
         raise UserError(_unwritable(path, error)) from error
-    inode = _inode(path)
     try:
-        yield lambda: _inode(path) == inode
+        yield
     finally:
         lock.release()
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    with contextlib.suppress(OSError):
-        status = path.stat()
-        return status.st_dev, status.st_ino
-    return None

@@ -65,7 +65,7 @@ def pretrain(
     def watch(record: Record) -> Record:
         extra = collapse.spread(latest[0])
         seen.append(record | extra)
-        verdict = collapse.of_run(seen, latest[0].shape[1])
+        verdict = collapse.of_run(seen, latest[0].shape[1], method.lowest_loss)
         if verdict not in ("healthy", *told):
             told.append(verdict)
             tqdm.write(

@@ -20,7 +20,9 @@ L2S = tuple(10.0**power for power in range(5, -15, -1))  # wide, since only the 
 TIE = 1e-3  # losses on the slice (nats) that differ by less are equal
 LOOSE, TIGHT = 2e-3, 1e-4  # `fit` ends at a gradient this small: to rank strengths, and for good (float32's noise is 5e-6)
 MOST_STEPS = 1000
+BLOCK = 1024  # rows that are copied to float64 at a time
 POOLS = ThreadpoolController()
+ONE_THREAD = {"libscipy_openblas": 1}  # SciPy's would wait for its few sums by spinning, on the cores that torch needs
 
 
 @dataclass(frozen=True)
@@ -83,21 +85,24 @@ def linear_probe(
         accuracies[way] = top_k(scores.cpu().numpy(), labels[held], 1)
         return losses[way]
 
-    # Along the strengths the loss on the slice falls, then rises: from the middle go to both sides until it rises.
+    # Along the strengths the loss on the slice falls, then rises: from the middle go stronger until it rises, and weaker
+    # only where that gained nothing.
     grid = sorted(l2s)
     middle = int(np.abs(np.log(grid) - np.log(2 / len(kept))).argmin())  # the best is mostly near
     for whiten in (False, True) if len(kept) > 10 * len(variances) else (False,):  # few examples are white as they are
         ways = [(whiten, l2) for l2 in grid]
         so_far = min(losses, key=losses.__getitem__, default=None)
-        best = attempt(ways[middle], so_far)
+        first = best = attempt(ways[middle], so_far)
         if so_far and best > losses[so_far]:
             continue
-        # Weaker only for a gain, stronger unless at a loss.
-        for side, needed in ((ways[middle::-1], TIE), (ways[middle:], -TIE)):
+        # Stronger unless at a loss, weaker only for a gain.
+        for side, needed in ((ways[middle:], -TIE), (ways[middle::-1], TIE)):
             for near, way in pairwise(side):
                 if attempt(way, near) > best - needed:
                     break
                 best = min(best, losses[way])
+            if best < first - TIE:
+                break
     best = min(losses.values())
     chosen = min((way for way in losses if losses[way] <= best + TIE), key=lambda way: (way[0], -way[1]))
     whiten, l2 = chosen
@@ -154,21 +159,32 @@ def fit(
     if start is None:
         start = torch.zeros(classes, len(scale), dtype=torch.float64, device=x.device)
 
-    def objective(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        scaled = torch.from_numpy(point).to(x.device).view_as(start)
+    def objective(scaled: Tensor) -> tuple[float, Tensor]:
         log_p = _logits(scaled * scale, x).log_softmax(0)
         loss = (penalty * scaled**2).sum() / 2 - log_p[labels, each].mean(dtype=torch.float64)
         residual = log_p.exp_()
         residual[labels, each] -= 1
         gradient = torch.cat([residual @ x, residual.sum(1, keepdim=True)], 1).double() / len(x) * scale + penalty * scaled
-        return loss.item(), gradient.cpu().numpy().ravel()
+        return loss.item(), gradient
 
-    options = {"gtol": tolerance, "ftol": 0, "maxiter": MOST_STEPS, "maxfun": 2 * MOST_STEPS}
-    # SciPy has little to compute, but its threads wait for it by spinning, on the cores that torch is to run on.
-    with POOLS.limit(limits={"libscipy_openblas": 1}):
-        end = minimize(objective, (start / scale).cpu().numpy().ravel(), jac=True, method="L-BFGS-B", options=options)
-    norm = float(np.abs(end.jac).max())
-    scaled = torch.from_numpy(end.x).to(x.device).view_as(start)
+    # SciPy's first step has length 1: in units of the first gradient it is the one that a curvature of 1 asks for.
+    first = objective(start / scale)
+    unit = first[1].norm().item() or 1
+    known = [first]  # SciPy begins there
+
+    def at(point: NDArray[np.float64]) -> Tensor:
+        return unit * torch.from_numpy(point).to(x.device).view_as(start)
+
+    def in_units(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        loss, gradient = known.pop() if known else objective(at(point))
+        return loss, unit * gradient.cpu().numpy().ravel()
+
+    options = {"gtol": unit * tolerance, "ftol": 0, "maxiter": MOST_STEPS, "maxfun": 2 * MOST_STEPS}
+    begin = (start / scale / unit).cpu().numpy().ravel()
+    with POOLS.limit(limits=ONE_THREAD):
+        end = minimize(in_units, begin, jac=True, method="L-BFGS-B", options=options)
+    norm = float(np.abs(end.jac).max()) / unit
+    scaled = at(end.x)
     loss = float(end.fun) - (penalty * scaled**2).sum().item() / 2
     return Fit(scaled * scale, loss, norm, end.nit, norm <= tolerance)
 
@@ -184,7 +200,7 @@ def principal_axes(features: Floats, device: torch.device, name: str) -> tuple[T
     if not centre.isfinite().all():
         raise UserError(f"{name}: the features are not finite: the encoder has diverged, train it with a lower lr")
     covariance = torch.zeros(len(centre), len(centre), dtype=torch.float64, device=device)
-    for part in given.split(4096):  # so that no float64 copy of all features is made
+    for part in given.split(BLOCK):
         centred = part.to(device).double() - centre
         covariance.addmm_(centred.T, centred, alpha=1 / len(features))
     deviation = covariance.diagonal().sqrt()
@@ -197,9 +213,9 @@ def _rotate(features: Floats, order: NDArray[np.int64], centre: Tensor, axes: Te
     """(features[order] - centre) @ axes, summed in float64 since the smallest variances matter."""
     dtype = torch.float32 if axes.device.type == "cpu" else torch.float64  # products of float32 may be TF32 on a GPU
     x = torch.empty(features.shape, dtype=dtype, device=axes.device)
-    for first in range(0, len(order), 4096):
-        rows = order[first : first + 4096]
-        x[first : first + 4096] = (torch.from_numpy(features[rows]).to(axes.device).double() - centre) @ axes
+    for first in range(0, len(order), BLOCK):
+        rows = order[first : first + BLOCK]
+        x[first : first + BLOCK] = (torch.from_numpy(features[rows]).to(axes.device).double() - centre) @ axes
     return x
 
 

@@ -108,6 +108,11 @@ class Finetune(Training):
     budget: Literal["fixed", "grow"]  # grow: twice the epochs, again and again, as long as the held-out top-1 rises
     augment: Augment
 
+    @field_validator("lr")
+    @classmethod
+    def _each_once(cls, rates: list[float]) -> list[float]:
+        return each_once(rates)
+
 
 class Recipe(Section):
     model: Model
@@ -150,7 +155,7 @@ class Data(Section):
 
 class Embed(Section):
     knn_k: Count
-    knn_temperature: Annotated[float, Field(ge=0.001)]
+    knn_temperature: Annotated[float, Field(ge=0.001, le=10)]
     queries: list[Index] = Field(min_length=1, max_length=20)
 
 
@@ -208,9 +213,7 @@ class Study(Section):
     @field_validator("points", "seeds", "stages")
     @classmethod
     def _each_once(cls, values: list[Any]) -> list[Any]:
-        if len(set(values)) < len(values):
-            raise ValueError("one of them stands there twice")
-        return values
+        return each_once(values)
 
 
 class Ablation(Section):
@@ -257,6 +260,13 @@ class Params(Section):
         """All that a run depends on: everything but the studies, the title and the recipes that are not chosen."""
         content = self.model_dump(exclude={"recipes", "ablation", "report"})
         return content | {"recipes": {self.recipe: self.chosen.model_dump()}}
+
+
+def each_once(values: list[Any]) -> list[Any]:
+    """Raises ValueError where one of them stands there twice."""
+    if len(set(values)) < len(values):
+        raise ValueError("one of them stands there twice")
+    return values
 
 
 def percent(share: float) -> str:
@@ -337,10 +347,37 @@ def checked(section: type[S], content: Any, name: str, prefix: str = "") -> S:
             raise UserError(f"{name}: unknown key {key}: allowed here are {known}") from None
         if first["type"] == "missing":
             raise UserError(f"{name}: {key} is missing") from None
-        allowed = first["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+        allowed = _in_words(first["type"], first["msg"])
         value = repr(first["input"])
         shown = value if len(value) <= 80 else "not right"
         raise UserError(f"{name}: {key or 'the whole file'} is {shown}: {allowed}") from None
+
+
+KINDS = {  # pydantic's kinds of error -> what is allowed, as people say it; the others' own messages do
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a number, neither infinite nor .nan",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "list_type": "a list, such as [1, 2]",
+    "dict_type": "a section of keys and values",
+    "model_type": "a section of keys and values",
+    "model_attributes_type": "a section of keys and values",
+    "string_pattern_mismatch": "a name of letters, digits and . = + - _, which begins with a letter or digit",
+}
+WORDS = {"Input should": "it should", "greater than or equal to": "at least", "less than or equal to": "at most"}
+WORDS |= {"greater than": "more than", "List should have": "it should have", "String should have": "it should have"}
+WORDS |= {" after validation, not": ", not"}
+
+
+def _in_words(kind: str, message: str) -> str:
+    if kind in KINDS:
+        return f"it should be {KINDS[kind]}"
+    message = message.removeprefix("Value error, ")
+    for theirs, ours in WORDS.items():
+        message = message.replace(theirs, ours)
+    return message
 
 
 def _read(path: Path) -> Any:

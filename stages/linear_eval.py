@@ -1,11 +1,13 @@
 """Linear evaluation on frozen features: python -m stages.linear_eval"""
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import confusion_matrix
 
 from simsiam import fitting
 from simsiam.checkpoint import save_weights
@@ -14,7 +16,7 @@ from simsiam.files import read_npz, write_csv, write_npz
 from simsiam.images import split
 from simsiam.metrics import accuracies, top_k
 from simsiam.plots import confusion_figure, draw
-from simsiam.probe import linear_probe
+from simsiam.probe import ONE_THREAD, POOLS, linear_probe
 from simsiam.settings import Params, percent
 from stages.common import Metrics, main
 from stages.left_out import left_out
@@ -59,7 +61,8 @@ def linear_eval(params: Params, root: Path) -> Metrics:
         )
         scores = probe.scores(features[f"{space}_test"])
         right[space] = scores.argmax(1) == test_labels
-        confusion = confusion_matrix(test_labels, scores.argmax(1), labels=range(len(names)))
+        confusion = np.zeros((len(names), len(names)), int)
+        np.add.at(confusion, (test_labels, scores.argmax(1)), 1)
         metrics[space] = {
             **accuracies(scores, test_labels),
             "held_out_top1": probe.held_out[probe.l2],
@@ -73,22 +76,25 @@ def linear_eval(params: Params, root: Path) -> Metrics:
         heads[space] = {"weight": torch.from_numpy(probe.weight), "bias": torch.from_numpy(probe.bias)}
         rows += [{"space": space, "l2": l2, "held_out_top1": top1} for l2, top1 in sorted(probe.held_out.items())]
 
+    def with_few(share: float, space: str, draw_number: int) -> float:
+        few = split(labels, max(2 * len(names), round(share * len(labels))), params.seed + draw_number)[1]
+        probe = linear_probe(
+            features[f"{space}_train"][few],
+            labels[few],
+            classes=len(names),
+            held_out=max(len(names), len(few) // 10),
+            seed=params.seed,
+            device=device,
+            name=f"linear_eval, {space}, {percent(share)} of the labels",
+        )
+        return top_k(probe.scores(features[f"{space}_test"]), test_labels, 1)
+
     metrics["few_labels"] = {percent(share): {} for share in chosen.few_labels}
-    for share in chosen.few_labels:
-        for space in SPACES[:3]:
-            found = []
-            for draw_number in range(chosen.draws):
-                few = split(labels, max(2 * len(names), round(share * len(labels))), params.seed + draw_number)[1]
-                probe = linear_probe(
-                    features[f"{space}_train"][few],
-                    labels[few],
-                    classes=len(names),
-                    held_out=max(len(names), len(few) // 10),
-                    seed=params.seed,
-                    device=device,
-                    name=f"linear_eval, {space}, {percent(share)} of the labels",
-                )
-                found.append(top_k(probe.scores(features[f"{space}_test"]), test_labels, 1))
+    # These are too small to share out among threads: a thread takes each whole. SciPy's limit is every thread's.
+    threads = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
+    with POOLS.limit(limits=ONE_THREAD), threads as pool:
+        for share, space in product(chosen.few_labels, SPACES[:3]):
+            found = list(pool.map(partial(with_few, share, space), range(chosen.draws)))
             deviation = float(np.std(found, ddof=1)) if len(found) > 1 else None
             metrics["few_labels"][percent(share)][space] = {"top1": float(np.mean(found)), "sd": deviation}
 

@@ -61,7 +61,7 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
             return None
     save_encoder(root / "models/encoder.pt", method.encoder)
     draw(root / "reports/figures/views.png", views_figure, *views_of(pixels, settings, params.seed))
-    last, verdict = result.records[-1], collapse.of_run(result.records, params.latent_dim)
+    last, verdict = result.records[-1], collapse.of_run(result.records, params.latent_dim, method.lowest_loss)
     warning = ""
     if verdict != "healthy":
         warning = collapse.words(verdict, last, stop_gradient=params.stop_gradient)

@@ -2,8 +2,12 @@
 
 import io
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import pandas as pd
 from PIL import Image
 from ruamel.yaml import YAML
@@ -38,7 +42,8 @@ def report(params: Params, root: Path) -> None:
     starts = ("encoder", "scratch") if metrics["download"]["classes"] else ()
     tuning = {start: read_curve(curves / f"finetune_from_{start}.csv") for start in starts}
     draw(figures / "curves.png", curves_figure, read_curve(curves / "pretrain.csv"), tuning)
-    draw(figures / "accuracies.png", accuracies_figure, accuracy_rows(metrics), *chance_and_images(metrics))
+    with of_another_shape(root):
+        draw(figures / "accuracies.png", accuracies_figure, accuracy_rows(metrics), *chance_and_images(metrics))
     settings = settings_that_ran(params)
     write_text(root / "reports/settings.yaml", settings)
     write_page(params, root, settings)
@@ -55,13 +60,9 @@ def write_page(params: Params, root: Path, settings: str) -> None:
             studies.append(read_study(path))
         except UserError as error:
             print(f"report: without study {path.parent.name}: {error}", file=sys.stderr)
-    page = render(
-        params.report.title,
-        read_metrics(root),
-        {name: read_picture(root / f"reports/figures/{name}.png") for name in FIGURES},
-        settings,
-        studies,
-    )
+    metrics, pictures = read_metrics(root), {name: read_picture(root / f"reports/figures/{name}.png") for name in FIGURES}
+    with of_another_shape(root):
+        page = render(params.report.title, metrics, pictures, settings, studies)
     write_text(root / "reports/index.html", page)
 
 
@@ -73,8 +74,34 @@ def read_metrics(root: Path) -> Metrics:
         content = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get(stage), dict):
             raise UserError(f"{path} does not hold the metrics of stage {stage}: delete it and run `dvc repro`")
-        metrics[stage] = content[stage]
+        metrics[stage] = Numbers(content[stage], path, stage)
     return metrics
+
+
+class Numbers(dict[str, Any]):
+    """A stage's metrics, or a part of them. Raises UserError, naming the file, for a key that it has not."""
+
+    def __init__(self, content: dict[str, Any], path: Path, place: str) -> None:
+        self._path, self._place = path, place
+        super().__init__({key: self._part(value, f"{place}.{key}") for key, value in content.items()})
+
+    def _part(self, value: Any, place: str) -> Any:
+        if isinstance(value, list):
+            return [self._part(each, place) for each in value]
+        return Numbers(value, self._path, place) if isinstance(value, dict) else value
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"{self._path} has no {self._place}.{key}: delete it and run `dvc repro`")
+
+
+@contextmanager
+def of_another_shape(root: Path) -> Iterator[None]:
+    """Tells of numbers that are of another type, or out of all range. Which stage's they are cannot always be told."""
+    try:
+        yield
+    except (jinja2.UndefinedError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        words = f"{root / 'reports/metrics'}: one of these is not as its stage writes it ({type(error).__name__}: {error})"
+        raise UserError(f"{words}: delete those that were edited and run `dvc repro`") from error
 
 
 def read_curve(path: Path) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from simsiam.files import read_npz, sha256
 from simsiam.images.cifar10 import SHA256
-from tests.conftest import SMALL
+from tests.some import SMALL
 
 ROOT = Path(__file__).parent.parent
 

@@ -389,6 +389,12 @@ def test_half_of_what_a_claim_says_tells_nothing() -> None:
     assert verdicts(nearly)["falls_with_dimension"] == "cannot be told"
 
 
+def test_two_components_of_two_dimensions_tell_nothing() -> None:
+    """They hold all of the variance, whatever was learned."""
+    alone = {claim["name"]: claim for claim in judged(grid_of([found(2)]))}["two_components"]
+    assert alone["verdict"] == "cannot be told" and alone["reason"] == "no latent of more than two dimensions was measured"
+
+
 def test_the_claim_of_cats_needs_cats() -> None:
     every = grid()
     for each in every:
@@ -492,6 +498,40 @@ def test_results_made_otherwise_are_named_and_marked(
     (root / "data/images.npz").unlink()
     study(root)
     assert "cannot be told whether the results are of the same images" in capsys.readouterr().err
+
+
+def test_points_of_different_machines_are_named(root: Path, capsys: pytest.CaptureFixture[str], no_figures: None) -> None:
+    def made_on(point: str, device: str, torch: str) -> None:
+        for path in (root / f"ablation/results/{point}").glob("*.json"):
+            result = json.loads(path.read_text())
+            result["made_with"]["machine"] = {"device": device, "threads": 2, "versions": {"torch": torch}}
+            write_json(path, result)
+
+    for point in root.glob("ablation/results/*"):
+        made_on(point.name, "cpu A", "2.9")
+    study(root)
+    assert "different machines" not in capsys.readouterr().err
+    assert json.loads((root / "reports/study/dimension/study.json").read_text())["note"] == ""
+    made_on("d2", "cpu B", "2.9")
+    made_on("d8", "cpu A", "2.8")
+    study(root)
+    assert "study dimension: Its points were made on different machines" in capsys.readouterr().err
+    note = json.loads((root / "reports/study/dimension/study.json").read_text())["note"]
+    assert "cpu B, torch 2.9: d2, seed 0" in note and "cpu A, torch 2.8: d8, seed 0" in note
+    assert json.loads((root / "reports/study/stop_gradient/study.json").read_text())["note"] == ""
+
+
+def test_a_study_that_params_has_no_more_is_deleted_and_nothing_else(
+    root: Path, capsys: pytest.CaptureFixture[str], no_figures: None
+) -> None:
+    study(root)
+    for name, content in {"gone": {"by": "ablation.study"}, "laptop": {"name": "laptop"}, "broken": []}.items():
+        write_json(root / f"reports/study/{name}/study.json", content)
+    (root / "reports/study/mine").mkdir()
+    before = {path.name for path in (root / "reports/study").iterdir()}
+    study(root)
+    assert before - {path.name for path in (root / "reports/study").iterdir()} == {"gone"}
+    assert "study gone: deleted, since params.yaml has none of that name" in capsys.readouterr().err
 
 
 def test_without_results_there_is_a_line_with_the_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from simsiam.errors import Unusable
 from simsiam.files import read_npz
 from simsiam.images import TEST, TRAIN, UNLABELLED, ImageSet
 from simsiam.images.arrays import from_npz, gathered, save_arrays
-from tests.conftest import rng
+from tests.some import rng
 
 
 def some(count: int, *shape: int) -> np.ndarray:

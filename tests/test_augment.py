@@ -11,7 +11,7 @@ from torchvision.transforms import RandomResizedCrop
 from simsiam import augment
 from simsiam.augment import random_crop, random_views
 from simsiam.settings import Augment
-from tests.conftest import COLOURFUL, PLAIN, but, generator
+from tests.some import COLOURFUL, PLAIN, but, generator
 
 
 @pytest.fixture

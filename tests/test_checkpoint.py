@@ -1,5 +1,6 @@
 """A checkpoint is of this training or not found; two programs never write one; nothing that is read can run."""
 
+import errno
 import io
 import os
 import pickle
@@ -34,6 +35,22 @@ from simsiam.networks import load_classifier, load_encoder
 ROOT = Path(__file__).parent.parent
 LIMIT = 120  # seconds for a process or a thread
 IDENTITY: dict[str, Any] = {"lr": 0.1, "images": "aa"}
+
+
+def test_a_full_disk_where_a_training_begins_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mkdir = Path.mkdir
+
+    def full(path: Path, *given: Any, **named: Any) -> None:
+        if path.parent.name == "pretrain":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        mkdir(path, *given, **named)
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with (
+        pytest.raises(UserError, match=r"^no space left on the disk to write .*settings\.json: free some and run the same"),
+        open_store(tmp_path, "simsiam.pretrain", IDENTITY),
+    ):
+        pass
 
 
 @pytest.fixture(autouse=True)

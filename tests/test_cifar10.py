@@ -23,7 +23,7 @@ from simsiam.files import read_npz, write_npz
 from simsiam.images import ImageSet, cifar10, from_arrays, sources
 from simsiam.images.cifar10 import Arrays, read, wrong_arrays
 from simsiam.settings import Data
-from tests.conftest import SMALL
+from tests.some import SMALL
 
 
 def fetch(source: str, scratch: Path) -> tuple[ImageSet, str]:

@@ -1,5 +1,7 @@
 """What is called collapsed, and what is not: analytic latents, the committed runs, and two real trainings."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from simsiam.methods.simsiam import SimSiam, SimSiamOptions
 from simsiam.networks import Encoder
 from simsiam.pretrain import pretrain
 from simsiam.settings import EncoderSettings, Pretrain
-from tests.conftest import COLOURFUL, but, generator
+from tests.some import COLOURFUL, but, generator
 
 BATCHES, DIMS = [16, 128, 512], [2, 8, 512, 2048]
 SETTINGS = Pretrain(
@@ -27,7 +29,7 @@ SETTINGS = Pretrain(
 
 
 def judge(z: Tensor, loss: float = -0.8) -> str:
-    return collapse.judge(float(collapse.z_std(z)), loss=loss, dim=z.shape[1], **collapse.spread(z))
+    return collapse.judge(float(collapse.z_std(z)), loss=loss, dim=z.shape[1], lowest_loss=-1.0, **collapse.spread(z))
 
 
 def normed(z: Tensor) -> Tensor:
@@ -106,7 +108,7 @@ HEALTHY = [
 
 @pytest.mark.parametrize(("d", "z_std", "first_share", "rankme", "loss"), HEALTHY)
 def test_healthy_runs(d: int, z_std: float, first_share: float, rankme: float, loss: float) -> None:
-    assert collapse.judge(z_std, first_share, rankme, loss, dim=d) == "healthy"
+    assert collapse.judge(z_std, first_share, rankme, loss, dim=d, lowest_loss=-1.0) == "healthy"
 
 
 @pytest.mark.parametrize(
@@ -132,18 +134,24 @@ def test_healthy_runs(d: int, z_std: float, first_share: float, rankme: float, l
     ],
 )
 def test_seen_in_training(d: int, z_std: float, first_share: float, rankme: float, loss: float, verdict: str) -> None:
-    assert collapse.judge(z_std, first_share, rankme, loss, dim=d) == verdict
+    assert collapse.judge(z_std, first_share, rankme, loss, dim=d, lowest_loss=-1.0) == verdict
+
+
+@pytest.mark.parametrize(("loss", "lowest_loss"), [(-5.0, None), (-0.99, None), (0.5, 0.0), (-1.9, -2.0)])
+def test_what_a_loss_says_of_the_views_is_its_method_s(loss: float, lowest_loss: float | None) -> None:
+    assert collapse.judge(0.9, 0.5, 9.0, loss, dim=8, lowest_loss=lowest_loss) == "healthy"
+    if lowest_loss is not None:
+        assert collapse.judge(0.9, 0.5, 9.0, lowest_loss + 0.03, dim=8, lowest_loss=lowest_loss) == "views too alike"
 
 
 def test_a_run_is_judged_by_the_median_of_its_last_records() -> None:
     good = {"z_std": 0.9, "first_share": 0.5, "rankme": 9.0, "loss": -0.8}
     bad = {"z_std": 0.9, "first_share": 0.99, "rankme": 1.2, "loss": -0.8}
-    assert collapse.of_run([], 8) == collapse.of_run([bad, bad], 8) == "healthy"  # too few
-    assert collapse.of_run([bad, good, good], 8) == collapse.of_run([good, good, bad], 8) == "healthy"  # one batch
-    assert (
-        collapse.of_run([good, good, bad, bad], 8) == collapse.of_run([bad, good, bad], 8) == "collapsed onto one direction"
-    )
-    assert collapse.of_run([bad, bad, bad, good, good], 8) == "healthy"  # over
+    of_run = partial(collapse.of_run, dim=8, lowest_loss=-1.0)
+    assert of_run([]) == of_run([bad, bad]) == "healthy"  # too few
+    assert of_run([bad, good, good]) == of_run([good, good, bad]) == "healthy"  # one batch
+    assert of_run([good, good, bad, bad]) == of_run([bad, good, bad]) == "collapsed onto one direction"
+    assert of_run([bad, bad, bad, good, good]) == "healthy"  # over
 
 
 def test_words() -> None:
@@ -166,7 +174,7 @@ def test_a_collapse_behind_batchnorm_is_announced_while_it_happens(
         encoder = Encoder(but(tiny, latent_dim=16, projector_hidden=64, latent_norm=True))
         options = SimSiamOptions(stop_gradient=stop_gradient, predictor_hidden=None, predictor_lr="cosine")
         records = pretrain(SimSiam(encoder, options), images, settings=SETTINGS, seed=0).records  # one for each epoch
-        verdicts[stop_gradient] = [collapse.of_run(records[:n], 16) for n in range(1, len(records) + 1)]
+        verdicts[stop_gradient] = [collapse.of_run(records[:n], 16, -1.0) for n in range(1, len(records) + 1)]
         heard[stop_gradient], last[stop_gradient] = capsys.readouterr().err, records[-1]
     assert set(verdicts[False][:2]) == {"healthy"}
     assert set(verdicts[False][len(records) // 2 :]) == {"collapsed onto one direction"}

@@ -34,7 +34,7 @@ from simsiam.machine import machine
 from simsiam.schedule import cosine
 from simsiam.seeds import derive
 from simsiam.settings import Training
-from tests.conftest import but, generator
+from tests.some import but, generator
 
 SETTINGS = Training(epochs=3, min_steps=0, batch_size=16, momentum=0.9, weight_decay=1e-3, precision="fp32", compile="never")
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from simsiam.networks import BasicBlock, Classifier, Encoder
 from simsiam.projection import centroid_distances, knn_in_plane, map_trustworthiness, pca, silhouette, tsne
 from simsiam.settings import EncoderSettings
 from stages.explain import background, classes_to_show, interval
-from tests.conftest import but, rng
+from tests.some import but, rng
 
 
 @pytest.mark.parametrize("stem", ["strided", "imagenet"])

@@ -21,7 +21,7 @@ from simsiam.metrics import top_k
 from simsiam.networks import Classifier, Encoder, Space
 from simsiam.pretrain import pretrain
 from simsiam.settings import EncoderSettings, Finetune, Pretrain
-from tests.conftest import COLOURFUL, but
+from tests.some import COLOURFUL, but
 
 VIEW = but(COLOURFUL, view_size=16, crop_scale=[0.5, 1.0])
 OPTIONS = SimSiamOptions(stop_gradient=True, predictor_hidden=16, predictor_lr="cosine")

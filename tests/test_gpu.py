@@ -20,7 +20,7 @@ from simsiam.networks import Classifier, Encoder
 from simsiam.parallel import local_device
 from simsiam.pretrain import pretrain
 from simsiam.settings import EncoderSettings, Finetune, Pretrain
-from tests.conftest import COLOURFUL, but, generator
+from tests.some import COLOURFUL, but, generator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 VIEW = but(COLOURFUL, blur=0.5)

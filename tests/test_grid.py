@@ -1,6 +1,7 @@
 """The ablation through DVC, on 500 real images, and DVC's ordinary commands where it has not been run."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -85,4 +86,8 @@ def test_a_point_that_fails_is_named_and_stops_no_other(clone: Path) -> None:
     assert "error: bad, seed 0: pretrain: batch_size is 401 but there are only 400 images" in failed.stderr
     assert failed.stderr.splitlines()[-1].startswith("error: without results: bad, seed 0 (")
     assert json.loads((clone / "ablation/results/d8/0.json").read_text())["made_with"]["stages"] == ["pretrain"]
+    shutil.rmtree(clone / "reports/study", ignore_errors=True)
+    failed = run("dvc", "repro", "ablation/dvc.yaml", at=clone, check=False)
+    assert failed.returncode != 0 and "error: without results: bad, seed 0 (" in failed.stderr
+    assert json.loads((clone / "reports/study/two/study.json").read_text())["missing"] == ["bad, seed 0"]
     run("git", "checkout", "params.yaml", at=clone)

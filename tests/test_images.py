@@ -14,7 +14,7 @@ from simsiam.errors import UserError
 from simsiam.files import read_npz, write_npz
 from simsiam.images import ImageSet, from_arrays, split, to_tensor
 from stages.common import load_images
-from tests.conftest import CLASSES
+from tests.some import CLASSES
 
 # Mean and deviation of CIFAR-10's 50,000 training images as they are known (Krizhevsky's data, used by every tutorial).
 PUBLISHED = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

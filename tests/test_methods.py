@@ -14,7 +14,7 @@ from simsiam.methods import METHODS, build, options
 from simsiam.methods.simsiam import SimSiam, SimSiamOptions, bottleneck, predictor
 from simsiam.networks import Encoder
 from simsiam.settings import EncoderSettings, Params, Section, load
-from tests.conftest import but, generator
+from tests.some import but, generator
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = SimSiamOptions(stop_gradient=True, predictor_hidden=16, predictor_lr="cosine")

@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from simsiam.images import ImageSet, Pixels
 from simsiam.metrics import knn_scores, nearest, precision_at, rankme, spectrum, top_k
-from tests.conftest import rng
+from tests.some import rng
 
 
 def flat(images: Pixels) -> NDArray[np.float32]:

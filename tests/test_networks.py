@@ -24,7 +24,7 @@ from simsiam.networks import (
     with_head,
 )
 from simsiam.settings import EncoderSettings
-from tests.conftest import but, generator
+from tests.some import but, generator
 
 
 def test_is_torchvisions_resnet18(tiny: EncoderSettings, images: Tensor) -> None:

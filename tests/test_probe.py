@@ -2,6 +2,7 @@
 
 import warnings
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from simsiam.metrics import top_k
 from simsiam.networks import Encoder
 from simsiam.probe import L2S, Probe, fit, linear_probe, principal_axes
 from simsiam.settings import EncoderSettings
-from tests.conftest import but, rng
+from tests.some import but, rng
 
 CPU = torch.device("cpu")
 TRAIN, TEST = slice(0, 800), slice(800, 3200)
@@ -231,6 +232,29 @@ def test_the_strength_follows_what_the_slice_says(plain: NDArray[np.float32], ca
     assert top1(few, wide[2000:], labels[2000:]) > top1(weak, wide[2000:], labels[2000:]) + 0.03
     assert set(few.held_out) <= set(L2S) and len(few.held_out) >= 3 and few.l2 not in (min(L2S), max(L2S))
     assert "l2 1e-06 is at the edge" in (said := capsys.readouterr().err) and said.count("\n") == 1  # only of the third
+
+
+def test_weaker_strengths_are_not_fitted_where_stronger_ones_gain(plain: NDArray[np.float32]) -> None:
+    """The middle of 180 examples is .01: from there the loss on the slice falls to one side only."""
+    labels = np.arange(200) % 4
+    wide = rng().normal(size=(200, 100)).astype(np.float32)
+    wide[:, :4] += 1.5 * np.eye(4, dtype=np.float32)[labels]
+    strong = probe(wide, labels, classes=4, held_out=20)
+    assert strong.l2 > min(strong.held_out) == pytest.approx(0.01)
+    weak = probe(plain, LABELS, held_out=320)  # the middle is .001
+    assert min(weak.held_out) < weak.l2 < 0.001 and sorted(weak.held_out)[-2:] == pytest.approx([0.001, 0.01])
+
+
+def test_a_fit_that_starts_near_wastes_no_evaluation(plain: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch) -> None:
+    """SciPy's own first step is far too long there, and has to be taken back."""
+    x, variances = turned(plain[TRAIN])
+    y = torch.from_numpy(LABELS[TRAIN])
+    near = fit(x, y, variances, torch.full_like(variances, 1e-3), classes=10, tolerance=module.LOOSE)
+    counted = Mock(side_effect=module._logits)
+    monkeypatch.setattr(module, "_logits", counted)
+    monkeypatch.setattr(module, "MOST_STEPS", 1)
+    fit(x, y, variances, torch.full_like(variances, 1e-3), classes=10, start=near.weight)
+    assert counted.call_count == 2  # where it starts, and where the step ends
 
 
 @pytest.mark.parametrize(("d", "expected"), [(8, {False, True}), (60, {False})])

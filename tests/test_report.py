@@ -2,7 +2,9 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from PIL import Image
 from simsiam.errors import UserError
 from simsiam.plots import draw, shap_figure
 from simsiam.report import WEBP_PIXELS, embedded
-from stages.report import read_picture, read_study
-from tests.conftest import rng
+from simsiam.settings import load
+from stages.report import read_picture, read_study, report
+from tests.clones import ROOT
+from tests.some import rng
 
 
 def png(width: int, height: int) -> bytes:
@@ -55,6 +59,41 @@ def test_a_cut_or_missing_picture_is_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UserError, match=r"maps\.png is no readable picture"):
         read_picture(path)
+
+
+DAMAGES: list[tuple[str, Any, str]] = [  # key, what is there instead, what is told
+    ("project.backbone.silhouette", ..., "project.json has no project.backbone.silhouette: delete it"),
+    ("linear_eval.few_labels", ..., "linear_eval.json has no linear_eval.few_labels: delete it"),
+    ("embed.knn", {}, "embed.json has no embed.knn.backbone: delete it"),
+    ("pretrain.run", [{}], "pretrain.json has no pretrain.run.seconds: delete it"),
+    ("pretrain.trained", [], "IndexError"),
+    ("embed.knn", 7, "TypeError"),
+    ("download.classes", 0, "ZeroDivisionError"),
+    ("embed.rankme.latent", "much", "TypeError"),
+    ("project.latent", 0.5, "UndefinedError"),
+    ("explain.additivity_residual", None, "TypeError"),
+    ("linear_eval.latent", "x", "TypeError"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "told"), DAMAGES)
+def test_damaged_metrics_are_told_in_one_line(key: str, value: Any, told: str, tmp_path: Path) -> None:
+    """The committed run's, with one key that is missing or something else."""
+    for folder in ("metrics", "figures", "curves"):
+        shutil.copytree(ROOT / "reports" / folder, tmp_path / "reports" / folder)
+    path = tmp_path / f"reports/metrics/{key.split('.')[0]}.json"
+    content = json.loads(path.read_text())
+    *parts, last = key.split(".")
+    section = content
+    for part in parts:
+        section = section[part]
+    section.pop(last) if value is ... else section.update({last: value})
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        report(load(ROOT / "params.yaml"), tmp_path)
+    line = str(caught.value)
+    assert "\n" not in line and line.startswith(str(tmp_path / "reports/metrics")) and told in line
+    assert line.endswith("run `dvc repro`") and not (tmp_path / "reports/index.html").exists()
 
 
 GOOD = {

@@ -22,7 +22,7 @@ from simsiam.images.arrays import save_arrays
 from simsiam.settings import Data, load
 from stages.common import run
 from stages.download import download
-from tests.conftest import CLASSES, SMALL, but, rng
+from tests.some import CLASSES, SMALL, but, rng
 from tests.test_cifar10 import pack, spread, within
 from tests.test_folder import fill
 

@@ -28,7 +28,7 @@ from stages.linear_eval import linear_eval
 from stages.pretrain import pretrain
 from stages.project import project
 from stages.report import report
-from tests.conftest import COLOURFUL, but, rng
+from tests.some import COLOURFUL, but, rng
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ("sunrise", "sunset")
@@ -61,6 +61,7 @@ class Regression(nn.Module):
     """A linear map of one view's latent comes as near as it can to the other's."""
 
     views = 2
+    lowest_loss = None
     constant_lr = None
 
     class Options(Section):

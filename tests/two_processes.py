@@ -14,42 +14,22 @@ from simsiam import engine, parallel
 from simsiam.augment import random_views
 from simsiam.checkpoint import Store
 from simsiam.engine import Record, Result, train
-from simsiam.files import read_npz
+from simsiam.images import to_tensor
 from simsiam.methods.simsiam import SimSiam, SimSiamOptions
 from simsiam.networks import Encoder
-from simsiam.settings import Augment, EncoderSettings, Training
+from simsiam.settings import Training
+from tests.some import COLOURFUL, TINY, but, cifar_500
 
-ENCODER = EncoderSettings(
-    latent_dim=8,
-    stem="strided",
-    depth=10,
-    width=8,
-    normalisation="data",
-    projector_layers=2,
-    projector_hidden=16,
-    latent_norm=True,
-    seed=3,
-    mean=(0.49, 0.48, 0.45),
-    std=(0.25, 0.24, 0.26),
-)
 OPTIONS = SimSiamOptions(stop_gradient=True, predictor_hidden=16, predictor_lr="cosine")
-VIEW = Augment(
-    view_size=16,
-    crop_scale=[0.5, 1.0],
-    flip=0.5,
-    jitter=[0.4, 0.4, 0.4, 0.1],
-    jitter_probability=0.8,
-    grey=0.2,
-    blur=0.0,
-)
+VIEW = but(COLOURFUL, view_size=16, crop_scale=[0.5, 1.0])
 SETTINGS = Training(epochs=2, min_steps=0, batch_size=40, momentum=0.9, weight_decay=5e-4, precision="fp32", compile="never")
 LR = 0.4
-IMAGES = torch.from_numpy(read_npz(Path(__file__).parent / "data/cifar10_500.npz")["x_train"][:200]).permute(0, 3, 1, 2)
+IMAGES = to_tensor(cifar_500().x_train[:200], torch.device("cpu"))
 
 
 def model() -> SimSiam:
     """Always the same weights, in double precision."""
-    return SimSiam(Encoder(ENCODER), OPTIONS).double()
+    return SimSiam(Encoder(TINY), OPTIONS).double()
 
 
 def loss_of(network: nn.Module, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:

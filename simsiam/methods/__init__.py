@@ -6,6 +6,7 @@ A method is a module made of an encoder. It has
                      `stop_gradient` is the one at the top of params.yaml
     encoder, options what it is made of
     views            how many random views of each image it wants
+    lowest_loss      what its loss is where all views agree, if that tells views that are too alike; else None
     constant_lr      a part of it whose learning rate stays at the peak, or None
     __init__(encoder, options)
     forward(*views)  -> (loss, latents): views (N, 3, S, S), the scalar loss, and the first view's latents (N, d) without

@@ -24,6 +24,7 @@ class SimSiam(nn.Module):
 
     Options = SimSiamOptions
     views = 2
+    lowest_loss = -1.0
 
     def __init__(self, encoder: Encoder, options: SimSiamOptions) -> None:
         super().__init__()
