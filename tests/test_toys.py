@@ -38,6 +38,8 @@ SMALL = {
     "recipes.base.model.projector_hidden": 16,
     "recipes.laptop.model.width": 8,
     "recipes.laptop.pretrain.epochs": 2,
+    "recipes.laptop.pretrain.min_steps": 0,
+    "recipes.laptop.finetune.min_steps": 0,
     "recipes.laptop.pretrain.batch_size": 16,
     "recipes.laptop.finetune.epochs": 2,
     "recipes.laptop.finetune.batch_size": 16,
