@@ -176,9 +176,11 @@ def test_torch_has_its_threads_back() -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        state = torch.__config__.parallel_info()  # of MKL, too, whose number is one for all threads
+        state = torch.__config__.parallel_info()
         assert look.spread(lambda chosen: chosen.start, 10, 3) == [0, 3, 6, 9]
         assert torch.__config__.parallel_info() == state
+        with ThreadPoolExecutor(1) as pool:  # the number that threads begin with
+            assert pool.submit(torch.get_num_threads).result() == 2
     finally:
         torch.set_num_threads(before)
 
