@@ -246,6 +246,32 @@ def neighbours_figure(
     return figure
 
 
+def twins_figure(
+    pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
+    names: Sequence[tuple[str, str]],
+    labels: Sequence[tuple[str, str]],
+    title: str,
+) -> Figure:
+    """Pairs of an image (S, S, 3) above its copy, eight pairs a row; orange frames where the labels differ.
+
+    names: where the two come from; labels: their classes, "" where there are none.
+    """
+    columns = min(8, len(pairs))
+    rows = -(-len(pairs) // columns)
+    figure = Figure(figsize=(max(1.45 * columns, 6), 3.4 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(2 * rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for number, (pair, places, classes) in enumerate(zip(pairs, names, labels, strict=True)):
+        colour = "#3f90da" if classes[0] == classes[1] else "#e76300"
+        for part in range(2):
+            axes = grid[2 * (number // columns) + part][number % columns]
+            axes.set_axis_on()
+            picture(axes, pair[part], "\n".join(filter(None, (classes[part], shortened(places[part])))), colour)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
 def views_figure(images: NDArray[np.uint8], views: NDArray[np.float32], words: str) -> Figure:
     """Images (n, S, S, 3), each with a pair of views (n, 2, V, V, 3) in [0, 1]; `words`: what these may differ in."""
     rows = -(-len(images) // 4)
@@ -327,7 +353,12 @@ def class_legend(figure: Figure, axes: Axes) -> None:
             handle.set_alpha(1)
 
 
-def picture(axes: Axes, image: NDArray[np.uint8], text: str, colour: str) -> None:
+def shortened(name: str, longest: int = 22) -> str:
+    """A name that fits above a small picture: of a long one the end, which tells files apart."""
+    return name if len(name) <= longest else "…" + name[1 - longest :]
+
+
+def picture(axes: Axes, image: NDArray[np.uint8] | NDArray[np.float32], text: str, colour: str) -> None:
     axes.imshow(image, interpolation="nearest")
     outline(axes, text, colour)
 

@@ -14,7 +14,7 @@ from simsiam.methods import check_all
 from simsiam.settings import Params, load_point
 from stages.common import main
 
-STAGES = ("download", "pretrain", "embed", "linear_eval", "finetune", "project", "explain", "report")
+STAGES = ("download", "look", "pretrain", "embed", "linear_eval", "finetune", "project", "explain", "report")
 
 
 def check(params: Params, root: Path) -> None:
@@ -24,8 +24,7 @@ def check(params: Params, root: Path) -> None:
         check_all(load_point(Path("params.yaml"), name))
     write_text(root / "data/source.txt", fingerprint(params.data, params.seed) + "\n")
     for stage in STAGES:
-        without = code.FIGURES if stage == "pretrain" else frozenset()  # no figure is worth a training
-        write_text(root / f"data/code/{stage}.txt", code.digest(f"stages.{stage}", without) + "\n")
+        write_text(root / f"data/code/{stage}.txt", code.digest(f"stages.{stage}") + "\n")
 
 
 if __name__ == "__main__":

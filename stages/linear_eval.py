@@ -18,7 +18,7 @@ from simsiam.metrics import accuracies, top_k
 from simsiam.plots import confusion_figure, draw
 from simsiam.probe import ONE_THREAD, POOLS, linear_probe
 from simsiam.settings import Params, percent
-from stages.common import Metrics, main
+from stages.common import Metrics, inherited, main
 from stages.left_out import left_out
 
 SPACES = ("backbone", "latent", "random_backbone", "random_latent")
@@ -30,7 +30,7 @@ def linear_eval(params: Params, root: Path) -> Metrics:
     data/predictions.npz has, by space, for each test image whether it was classified right.
 
     With few labels the same is done on some of the training images, as many of each class, of which a tenth is held out;
-    each draw takes others.
+    each draw takes others. Where test images have copies in the training part (stage look), also the top-1 without them.
     """
     device = pick_device()
     features = read_npz(root / "data/features.npz", *(f"{space}_train" for space in SPACES), "y_train", "y_test", "classes")
@@ -97,6 +97,11 @@ def linear_eval(params: Params, root: Path) -> Metrics:
             found = list(pool.map(partial(with_few, share, space), range(chosen.draws)))
             deviation = float(np.std(found, ddof=1)) if len(found) > 1 else None
             metrics["few_labels"][percent(share)][space] = {"top1": float(np.mean(found)), "sd": deviation}
+
+    copies = inherited(root, "data/copies.npz")
+    if copies.exists() and (leaked := read_npz(copies, "of")["of"] >= 0).any() and not leaked.all():
+        metrics["without_copies"] = {space: float(values[~leaked].mean()) for space, values in right.items()}
+        metrics["without_copies"]["images"] = int((~leaked).sum())
 
     save_weights(root / "models/linear.pt", heads)
     write_npz(root / "data/predictions.npz", **right)

@@ -5,21 +5,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from simsiam import code, collapse, fitting, parallel
-from simsiam.augment import random_views, words
 from simsiam.checkpoint import NO_ARITHMETIC, open_store
 from simsiam.engine import Record, pick_device
 from simsiam.files import write_csv
 from simsiam.images import ImageSet, to_tensor
 from simsiam.methods import build
 from simsiam.networks import save_encoder
-from simsiam.plots import draw, views_figure
 from simsiam.pretrain import pretrain as train_method
 from simsiam.pretrain import seconds_a_step
-from simsiam.seeds import derive
 from simsiam.settings import Params, Pretrain
 from stages.common import Metrics, load_images, main
 
@@ -60,7 +56,6 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
         if parallel.rank() > 0:
             return None
     save_encoder(root / "models/encoder.pt", method.encoder)
-    draw(root / "reports/figures/views.png", views_figure, *views_of(pixels, settings, params.seed))
     last, verdict = result.records[-1], collapse.of_run(result.records, params.latent_dim, method.lowest_loss)
     warning = ""
     if verdict != "healthy":
@@ -90,13 +85,6 @@ def foretold(method: Any, pixels: torch.Tensor, images: ImageSet, settings: Pret
     tuned = 2 * tuning.epochs * len(images.x_train) * area * tuning.augment.view_size**2 * images.labelled
     minutes = (steps * step / 60, (features + tuned) / 60 + 1)
     return f"{steps:,} steps take about {minutes[0]:.1f} minutes here, and all that follows about {minutes[1]:.0f}"
-
-
-def views_of(pixels: torch.Tensor, settings: Pretrain, seed: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """Sixteen images (16, S, S, 3) uint8, two views of each (16, 2, V, V, 3) in [0, 1], and what they may differ in."""
-    chosen = pixels[np.linspace(0, len(pixels) - 1, 16).astype(int)]
-    views = torch.stack(random_views(chosen, torch.Generator().manual_seed(derive(seed, 3)), settings.augment, 2), 1)
-    return chosen.permute(0, 2, 3, 1).cpu().numpy(), views.permute(0, 1, 3, 4, 2).cpu().numpy(), words(settings.augment)
 
 
 if __name__ == "__main__":

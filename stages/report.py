@@ -22,6 +22,7 @@ from stages.common import Metrics, main
 FIGURES = (
     "accuracies",
     "confusion",
+    "copies",
     "curves",
     "latent_plane",
     "maps",
@@ -32,7 +33,7 @@ FIGURES = (
     "views",
 )
 CLAIM = ("claim", "where", "rule", "finding", "control", "verdict", "reason")
-STAGES = ("download", "pretrain", "embed", "linear_eval", "finetune", "project", "explain")
+STAGES = ("download", "look", "pretrain", "embed", "linear_eval", "finetune", "project", "explain")
 
 
 def report(params: Params, root: Path) -> None:
