@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from simsiam import look, plots
 from simsiam.images import ImageSet, Pixels
 from simsiam.look import Copies
-from tests.conftest import CLASSES, rng
+from tests.some import CLASSES, rng
 
 
 def jpeg(image: Pixels) -> Pixels:
