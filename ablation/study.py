@@ -45,6 +45,13 @@ COLUMNS = {  # as the metrics have it -> how it is shown
 }
 
 
+PICTURES = {  # figure, caption, and the stages of which it takes one
+    "accuracy": (accuracy_figure, "Accuracy of every point, with its controls.", ("embed", "linear_eval", "finetune")),
+    "learning": (learning_figure, "Pretraining: means over 50 steps or so, and RankMe of the last batch.", ("pretrain",)),
+    "spectra": (spectra_figure, "The fewer directions carry the variance, the earlier a spectrum falls.", ("embed",)),
+}
+
+
 def study(root: Path) -> None:
     """Write reports/study/<study>/ for every study that has results, then the report of Lind, Bosch & Hu put to the test."""
     params = load(root / "params.yaml")
@@ -65,28 +72,14 @@ def study(root: Path) -> None:
         )
         drawn: tuple[Points, Axis | None] = (points, axis_of(points))
         pictures = {
-            "accuracy": Picture(accuracy_figure, drawn, "Accuracy of every point, with its controls."),
-            "learning": Picture(
-                learning_figure, drawn, "Pretraining: means over 50 steps or so, and RankMe of the last batch."
-            ),
-            "spectra": Picture(
-                spectra_figure, drawn, "The fewer directions carry the variance, the earlier a spectrum falls."
-            ),
+            name: Picture(figure, drawn, caption)
+            for name, (figure, caption, stages) in PICTURES.items()
+            if any(each.has(stage) for each in every for stage in stages)
         }
-        for picture, stages in {"accuracy": ("embed", "linear_eval", "finetune"), "spectra": ("embed",)}.items():
-            if not any(each.has(stage) for each in every for stage in stages):
-                del pictures[picture]
         if note := note_of_machines(every):
             print(f"study {name}: {note}", file=sys.stderr)
-        write(
-            root,
-            name,
-            every,
-            {"table": table},
-            pictures,
-            commands={"the points of this study": command} | COMMANDS,
-            missing=missing,
-        )
+        commands = {"the points of this study": command} | COMMANDS
+        write(root, name, every, {"table": table}, pictures, commands=commands, missing=missing)
         print(f"study {name}: in reports/study/{name}/", file=sys.stderr)
     lind_bosch_hu(root, list(found.values()))
     remove_others(root, [*params.ablation.studies, "lind_bosch_hu"])

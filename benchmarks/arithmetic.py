@@ -59,19 +59,15 @@ def main() -> None:
             similarities, data.y_train[kept][indices], len(data.classes), temperature=params.embed.knn_temperature
         )
         accuracy = top_k(votes, data.y_train[held], 1)
-        results[name] = {
-            "epoch": [record["epoch"] for record in result.records],
-            "loss": [round(record["loss"], 5) for record in result.records],
-            "z_std": [round(record["z_std"], 5) for record in result.records],
-            "knn": accuracy,
-        }
+        curves = {key: [round(record[key], 5) for record in result.records] for key in ("epoch", "loss", "z_std")}
+        results[name] = curves | {"knn": accuracy}
         print(f"{name}: kNN {accuracy:.4f}, loss {result.records[-1]['loss']:.4f}", file=sys.stderr)
     folder = Path("reports/benchmarks")
     write_json(folder / "arithmetic.json", {"machine": machine(), "epochs": base.epochs, "runs": results})
     save(folder / "arithmetic.png", arithmetic_figure(results))
     end = {name: (result["knn"], result["loss"][-1]) for name, result in results.items()}
-    curves = {name: np.array(result["loss"]) for name, result in results.items()}
-    apart = {name: float(np.sqrt(np.square(curve - curves["fp32"]).mean())) for name, curve in curves.items()}
+    losses = {name: np.array(result["loss"]) for name, result in results.items()}
+    apart = {name: float(np.sqrt(np.square(curve - losses["fp32"]).mean())) for name, curve in losses.items()}
     for name, (knn, loss) in end.items():
         knn, loss = knn - end["fp32"][0], loss - end["fp32"][1]
         print(f"{name}: kNN {100 * knn:+.2f} points from fp32, loss {loss:+.4f}, loss curve {apart[name]:.4f}")

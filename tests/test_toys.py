@@ -21,10 +21,12 @@ from simsiam.networks import Encoder, load_classifier, load_encoder, seeded
 from simsiam.pretrain import pretrain as pretrain_method
 from simsiam.settings import EncoderSettings, Params, Pretrain, Section, load
 from stages.common import run
+from stages.download import download
 from stages.embed import embed
 from stages.explain import explain
 from stages.finetune import finetune
 from stages.linear_eval import linear_eval
+from stages.look import look
 from stages.pretrain import pretrain
 from stages.project import project
 from stages.report import report
@@ -167,15 +169,12 @@ def test_another_formula_of_the_method_is_another_training(root: Path, monkeypat
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toys after every stage."""
     root = tmp_path_factory.mktemp("toys")
-    toys().save(root / "data/images.npz")
-
-    def download(params: Params, root: Path) -> dict[str, Any]:  # a source is the one thing that toys have not
-        return {"source": "toys", "classes": 2, "train": 80, "test": 40, "size": 28}
-
+    toys().save(root / "toys.npz")
+    ours = params(data__source=str(root / "toys.npz"))
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("DVC_ROOT", raising=False)
-        for stage in (download, pretrain, embed, linear_eval, finetune, project, explain, report):
-            run(stage, params(), root)
+        for stage in (download, look, pretrain, embed, linear_eval, finetune, project, explain, report):
+            run(stage, ours, root)
     return root
 
 
@@ -203,7 +202,7 @@ def test_two_classes_are_two_everywhere(done: Path) -> None:
     """A linear classifier tells them apart, whatever the encoder has learned."""
     linear, tuned = metrics(done, "linear_eval"), metrics(done, "finetune")
     assert linear["random_backbone"]["top1"] > 0.9 and linear["backbone"]["top1"] > 0.8
-    assert all(linear[space]["top5"] == 1 for space in ("backbone", "latent")) and tuned["top5"] == 1
+    assert "top5" not in linear["backbone"] and "top5" not in tuned and linear["random_backbone"]["auc"] > 0.95
     assert np.array(linear["backbone"]["confusion"]).sum(1).tolist() == [20, 20]
     assert set(linear["few_labels"]) == {"50%"}
     assert load_classifier(done / "models/finetuned.pt").head.out_features == 2
@@ -232,8 +231,20 @@ def test_the_page_is_of_the_toys(done: Path) -> None:
 def test_every_figure_was_drawn(done: Path) -> None:
     """A figure that cannot be drawn is replaced by a flat one that says so."""
     names = {path.stem for path in (done / "reports/figures").glob("*.png")}
-    expected = {"accuracies", "confusion", "curves", "latent_plane", "maps", "neighbours", "shap", "spectrum", "variance"}
+    expected = {
+        "accuracies",
+        "confusion",
+        "copies",
+        "curves",
+        "latent_plane",
+        "maps",
+        "neighbours",
+        "shap",
+        "spectrum",
+        "variance",
+        "views",
+    }
     assert names == expected
     for path in (done / "reports/figures").glob("*.png"):
         with Image.open(path) as picture:
-            assert picture.size != (880, 220), path.name
+            assert picture.size != (880, 220) or path.stem == "copies", path.name  # there are none

@@ -33,21 +33,13 @@ COLUMNS = {
     "published_epochs": Column("the report", "epochs", 1, ".0f"),
 }
 MEASURED = {  # encoder -> column -> the number
-    "frozen": {
-        "top1": "linear_eval.latent.top1",
-        "top5": "linear_eval.latent.top5",
-        "control": "linear_eval.random_latent.top1",
-        "backbone": "linear_eval.backbone.top1",
-    },
+    "frozen": {name: f"linear_eval.latent.{name}" for name in ("top1", "top5")}
+    | {"control": "linear_eval.random_latent.top1", "backbone": "linear_eval.backbone.top1"},
     "fine-tuned": {"top1": "finetune.top1", "top5": "finetune.top5", "control": "finetune.scratch.top1"},
 }
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
-MASS_NETWORKS = {
-    "frozen": "frozen",
-    "finetuned": "fine-tuned",
-    "random": "random encoder",
-    "stock": "frozen, ReLUs used twice",
-}
+MASS_NETWORKS = {"frozen": "frozen", "finetuned": "fine-tuned", "random": "random encoder"}
+MASS_NETWORKS |= {"stock": "frozen, ReLUs used twice"}
 MASS_COLUMNS = {
     **{name: Column("", title) for name, title in (("latent_dim", "d"), ("seed", "seed"), ("network", "network"))},
     **{place: Column("share of the mass (%)", place, 100, ".1f") for place in QUADRANTS},
@@ -140,9 +132,8 @@ def shap_mass(trained: ByDim) -> pd.DataFrame:
         for each, mass in [(each, each.result["explain"]["mass"]) for each in found if "mass" in each.result["explain"]]:
             for network, words in MASS_NETWORKS.items():
                 row: dict[str, Any] = {"latent_dim": dim, "seed": each.seed, "network": words, "images": mass["images"]}
-                for place, share in zip(
-                    (*QUADRANTS, "radius"), (*mass[network]["quadrants"], mass[network]["radius"]), strict=True
-                ):
+                found_there = (*mass[network]["quadrants"], mass[network]["radius"])
+                for place, share in zip((*QUADRANTS, "radius"), found_there, strict=True):
                     row |= {place: share["mean"], f"{place}_sd": share["half_width"]}
                 rows.append(row | {"residual": mass[network]["residual"]})
     return pd.DataFrame(rows)
