@@ -20,18 +20,22 @@ from simsiam.checkpoint import store_folder
 from simsiam.engine import Interrupted
 from simsiam.errors import UserError
 from simsiam.files import locked, read_json, read_npz, write_json, write_npz
+from simsiam.images.sources import fingerprint
 from simsiam.machine import machine
 from simsiam.methods import options
 from simsiam.settings import Params, load, load_point
 from stages.common import Stage, load_images, plainly, run
+from stages.download import download
 from stages.embed import embed
 from stages.explain import explain
 from stages.finetune import finetune
 from stages.linear_eval import linear_eval
+from stages.look import look
 from stages.pretrain import pretrain
 from stages.project import project
 
-STAGES: dict[str, Stage] = {stage.__name__: stage for stage in (pretrain, embed, linear_eval, finetune, project, explain)}
+EVERY = (download, look, pretrain, embed, linear_eval, finetune, project, explain)
+STAGES: dict[str, Stage] = {stage.__name__: stage for stage in EVERY}
 RESULTS = Path("ablation/results")
 
 
@@ -50,18 +54,19 @@ def work(params: Params) -> dict[str, tuple[list[int], list[str]]]:
 
 
 def relevant(params: Params, stages: list[str]) -> dict[str, Any]:
-    """The params that these stages' results depend on. Which images they are is told by a digest, not by their source."""
-    others = {"data", *(stage for stage in STAGES if stage not in stages)}
+    """The params that these stages' results depend on. Images that are shared are told by a digest, not by their source."""
+    others = {stage for stage in STAGES if stage not in stages} | ({"data"} if "download" not in stages else set())
     return {key: value for key, value in params.in_use().items() if key not in others}
 
 
-def made_with(params: Params, stages: list[str], root: Path) -> dict[str, Any]:
-    """What a result depends on: the params in use, the stages, the code's digest and the images'."""
+def made_with(params: Params, stages: list[str], shared: str) -> dict[str, Any]:
+    """What a result depends on: the params in use, the stages, the code's digest, and that of the images which points share
+    (`shared`), or what is known of its own before they are read."""
     return {
         "params": relevant(params, stages),
         "stages": stages,
         "code": code.digest("ablation.point", code.FIGURES),
-        "images": load_images(root).digest,
+        "images": fingerprint(params.data, params.seed) if "download" in stages else shared,
     }
 
 
@@ -76,7 +81,7 @@ def run_point(name: str, seed: int, stages: list[str], root: Path = Path()) -> N
         recipe = key.split(".")[1] if key.startswith("recipes.") else "base"
         if recipe not in ("base", params.recipe):
             raise UserError(f"it changes {key}, but recipe is {params.recipe}: it would change nothing")
-    given = made_with(params, stages, root)
+    given = made_with(params, stages, "" if "download" in stages else load_images(root).digest)
     place = root / RESULTS / name / str(seed)
     words = f"{name}, seed {seed}"
     with locked(
@@ -93,7 +98,7 @@ def run_point(name: str, seed: int, stages: list[str], root: Path = Path()) -> N
             for stage in stages:
                 print(f"{words}: {stage}", file=sys.stderr)
                 run(STAGES[stage], params, scratch)
-            images = load_images(root)
+            images = load_images(scratch)
             result: dict[str, Any] = {"point": name, "seed": seed, "made_with": given | {"machine": machine()}}
             result |= {"classes": images.classes, "test_images": len(images.y_test)}
             for stage in stages:

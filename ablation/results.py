@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ablation.point import RESULTS, made_with, relevant, work
-from simsiam import code
+from ablation.point import RESULTS, made_with, work
 from simsiam.errors import UserError
 from simsiam.files import read_json, read_npz
 from simsiam.settings import Params, load_point
+from stages.common import load_images
 
 Arrays = dict[str, NDArray[Any]]
 SPACES = ("backbone", "latent", "random_backbone", "random_latent")
@@ -22,8 +22,8 @@ NETWORKS = ("frozen", "finetuned", "random")
 NUMBERS = {  # stage -> the numbers that it must have found
     "pretrain": ("loss", "z_std", "rankme", "epochs", "seconds"),
     "embed": tuple(f"{name}.{space}" for name in ("knn", "rankme") for space in SPACES),
-    "linear_eval": tuple(f"{space}.{name}" for space in SPACES for name in ("top1", "top5")),
-    "finetune": ("top1", "top5", "scratch.top1", "epochs", "images", "seconds"),
+    "linear_eval": tuple(f"{space}.{name}" for space in SPACES for name in ("top1",)),
+    "finetune": ("top1", "scratch.top1", "epochs", "images", "seconds"),
     "project": tuple(f"{space}.{name}" for space in MAPPED for name in ("silhouette", "pca_variance_2")),
     "explain": tuple(f"residual.{network}" for network in NETWORKS),
 }
@@ -96,20 +96,16 @@ def read(root: Path, params: Params) -> dict[tuple[str, int], Found]:
 
     Raises UserError, naming file and key, for what is no result of that point and seed.
     """
-    if (root / "data/images.npz").exists():
-        now = made_with(params, [], root)
-    else:
-        now = {"code": code.digest("ablation.point", code.FIGURES)}
+    shared = load_images(root).digest if (root / "data/images.npz").exists() else ""
+    if not shared:
         print("study: without data/images.npz it cannot be told whether the results are of the same images", file=sys.stderr)
     results = {}
     for point, (seeds, stages) in work(params).items():
         for seed in seeds:
             place = root / RESULTS / point / str(seed)
             if any(place.with_suffix(ending).exists() for ending in (".json", ".npz")):
-                found = read_one(
-                    place,
-                    now | {"params": relevant(load_point(root / "params.yaml", point, seed), stages), "stages": stages},
-                )
+                now = made_with(load_point(root / "params.yaml", point, seed), stages, shared)
+                found = read_one(place, {key: value for key, value in now.items() if value})
                 results[point, seed] = found
                 if found.stale:
                     print(f"study: {point}, seed {seed} was made with other {found.stale}", file=sys.stderr)

@@ -202,7 +202,7 @@ class Report(Section):
     title: Annotated[str, Field(min_length=1)] | None  # None: made of method and images
 
 
-StageName = Literal["pretrain", "embed", "linear_eval", "finetune", "project", "explain"]
+StageName = Literal["download", "look", "pretrain", "embed", "linear_eval", "finetune", "project", "explain"]
 
 
 class Study(Section):
@@ -223,13 +223,15 @@ class Ablation(Section):
     @model_validator(mode="after")
     def _defined(self) -> Self:
         for name, changes in self.points.items():
-            if useless := [key for key in changes if key.split(".")[0] in ("seed", "data", "report", "ablation")]:
-                raise ValueError(
-                    f"point {name} cannot change {useless[0]}: seeds are a study's, and all points share the images"
-                )
+            if useless := [key for key in changes if key.split(".")[0] in ("seed", "report", "ablation")]:
+                raise ValueError(f"point {name} cannot change {useless[0]}: seeds are a study's")
         for name, study in self.studies.items():
             if unknown := set(study.points) - set(self.points):
                 raise ValueError(f"study {name} has points that are not in ablation.points: {', '.join(sorted(unknown))}")
+            for point in study.points:
+                others = any(key.split(".")[0] == "data" for key in self.points[point])
+                if others and "download" not in study.stages:
+                    raise ValueError(f"study {name}: point {point} has other images: its stages should begin with download")
         return self
 
 

@@ -257,6 +257,15 @@ def test_a_fit_that_starts_near_wastes_no_evaluation(plain: NDArray[np.float32],
     assert counted.call_count == 2  # where it starts, and where the step ends
 
 
+def test_where_float32_rounds_too_much_it_goes_on_in_float64(plain: NDArray[np.float32]) -> None:
+    x, variances = turned(plain[TRAIN])
+    y, penalties = torch.from_numpy(LABELS[TRAIN]), torch.full_like(variances, 1e-3)
+    found = fit(x, y, variances, penalties, classes=10, tolerance=1e-9)
+    exact = fit(x.double(), y, variances, penalties, classes=10, tolerance=1e-9)
+    assert found.converged and found.gradient_norm <= 1e-9
+    assert found.loss == pytest.approx(exact.loss, abs=1e-9)
+
+
 @pytest.mark.parametrize(("d", "expected"), [(8, {False, True}), (60, {False})])
 def test_few_examples_are_not_whitened(d: int, expected: set[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     """100 examples besides the slice: in 60 dimensions they would all be equally far from each other."""

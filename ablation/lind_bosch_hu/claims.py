@@ -67,7 +67,7 @@ def grid_of(found: list[Found]) -> Grid:
     """The largest set of SimSiam's results that differ in nothing else: of most latent dimensions, then of most results."""
     groups: dict[str, list[Found]] = defaultdict(list)
     for each in found:
-        if each.params["method"] == "simsiam":
+        if each.params["method"] == "simsiam" and not each.has("download"):  # with images of its own
             free = {"latent_dim", "stop_gradient", "seed", f"recipes.{each.params['recipe']}.finetune.space"}
             kept = {
                 key: value for key, value in flat(each.params).items() if key not in free and key.split(".")[0] not in FREE
