@@ -96,13 +96,15 @@ def _there(asked: list[int], count: int) -> list[int]:
 
 def of(images: ImageSet) -> str:
     """The images in a few words."""
-    return f"{len(images.x_pretrain):,}{' grey' if images.grey else ''} images of {images.size} pixels"
+    train, others = len(images.x_train), len(images.x_pretrain) - len(images.x_train)
+    counts = f"{train:,} labelled and {others:,} unlabelled" if others else f"{train:,}"
+    return f"{counts}{' grey' if images.grey else ''} images of {images.size} pixels"
 
 
 def say(name: str, before: S, after: S, of: str) -> S:
     """`after`, once a line on stderr has said in what it differs from `before`, and of which images that is."""
     was, now = _flat(before), _flat(after)
-    if changes := [f"{key} {now[key]} instead of {was[key]}" for key in now if now[key] != was[key]]:
+    if changes := [f"{key} {_short(now[key])} instead of {was[key]}" for key in now if now[key] != was[key]]:
         print(f"{name}: for {of}: {', '.join(changes)}", file=sys.stderr)
     return after
 
@@ -110,3 +112,7 @@ def say(name: str, before: S, after: S, of: str) -> S:
 def _flat(section: Section) -> dict[str, object]:
     content = section.model_dump()
     return content | content.pop("augment", {})
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
