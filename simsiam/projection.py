@@ -38,7 +38,7 @@ def tsne(features: Floats, *, perplexity: float, seed: int) -> NDArray[np.float3
 
 
 def silhouette(features: Floats, labels: Labels) -> float:
-    """Mean silhouette of the classes as clusters, Euclidean, in [-1, 1]; 0 is overlap, or a class of one (Rousseeuw 1987)."""
+    """Mean silhouette of the classes as clusters, Euclidean, in [-1, 1]; 0 is overlap or a lone point (Rousseeuw 1987)."""
     if not 1 < len(np.unique(labels)) < len(labels):
         return 0.0
     return float(silhouette_score(features, labels))

@@ -100,7 +100,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, drawn: dict[str, Pixels]) -
 def medmnist(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Two classes, one of which has 14 times as many images."""
     source = tmp_path_factory.mktemp("medmnist") / "spotsmnist.npz"
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for part, few, many in (("train", 8, 112), ("val", 2, 28), ("test", 4, 56)):
         images = np.concatenate([scan(28, few, (8, 8), few), scan(28, many, (18, 18), many)])
         labels = np.repeat(np.array([0, 1], np.uint8), [few, many])
