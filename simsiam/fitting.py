@@ -77,15 +77,16 @@ def project(settings: Project, test: int) -> Project:
 
 
 def explain(settings: Explain, images: ImageSet) -> Explain:
-    """Images that are there; what a large image takes of the memory its background gives."""
+    """Images that are there, two or none to measure; what a large image takes of the memory its background gives."""
     share = min(1.0, (SIDE / images.size) ** 2)
     test = len(images.x_test)
+    measured = min(settings.mass_images, test // 2)
     return settings.model_copy(
         update={
             "images": _there(settings.images, test),
             "background": max(10, round(settings.background * share)),
             "mass_background": max(10, round(settings.mass_background * share)),
-            "mass_images": min(settings.mass_images, test // 2),
+            "mass_images": measured if measured > 1 else 0,
         }
     )
 

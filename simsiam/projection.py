@@ -46,7 +46,7 @@ def silhouette(features: Floats, labels: Labels) -> float:
 
 def knn_in_plane(points: Floats, labels: Labels, k: int = 10) -> float:
     """Top-1 of a k-nearest-neighbour vote among the points of a map, 5-fold cross-validated; k is fewer where few are."""
-    folds = KFold(5) if np.bincount(labels).max() < 5 else 5
+    folds = KFold(min(5, len(points))) if np.bincount(labels).max() < 5 else 5
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of classes with fewer points than folds
         return float(cross_val_score(KNeighborsClassifier(few(k, points)), points, labels, cv=folds).mean())
@@ -54,6 +54,8 @@ def knn_in_plane(points: Floats, labels: Labels, k: int = 10) -> float:
 
 def map_trustworthiness(features: Floats, points: Floats, k: int = 10) -> float:
     """How far the k neighbours on the map are neighbours in the features too, in [0, 1] (Venna & Kaski 2001)."""
+    if len(points) < 3:  # everyone is everyone's neighbour
+        return 1.0
     return float(trustworthiness(features, points, n_neighbors=few(k, points)))
 
 
