@@ -77,15 +77,16 @@ def project(settings: Project, test: int) -> Project:
 
 
 def explain(settings: Explain, images: ImageSet) -> Explain:
-    """Images that are there; what a large image takes of the memory its background gives."""
+    """Images that are there, two or none to measure; what a large image takes of the memory its background gives."""
     share = min(1.0, (SIDE / images.size) ** 2)
     test = len(images.x_test)
+    measured = min(settings.mass_images, test // 2)
     return settings.model_copy(
         update={
             "images": _there(settings.images, test),
             "background": max(10, round(settings.background * share)),
             "mass_background": max(10, round(settings.mass_background * share)),
-            "mass_images": min(settings.mass_images, test // 2),
+            "mass_images": measured if measured > 1 else 0,
         }
     )
 
@@ -96,13 +97,15 @@ def _there(asked: list[int], count: int) -> list[int]:
 
 def of(images: ImageSet) -> str:
     """The images in a few words."""
-    return f"{len(images.x_pretrain):,}{' grey' if images.grey else ''} images of {images.size} pixels"
+    train, others = len(images.x_train), len(images.x_pretrain) - len(images.x_train)
+    counts = f"{train:,} labelled and {others:,} unlabelled" if others else f"{train:,}"
+    return f"{counts}{' grey' if images.grey else ''} images of {images.size} pixels"
 
 
 def say(name: str, before: S, after: S, of: str) -> S:
     """`after`, once a line on stderr has said in what it differs from `before`, and of which images that is."""
     was, now = _flat(before), _flat(after)
-    if changes := [f"{key} {now[key]} instead of {was[key]}" for key in now if now[key] != was[key]]:
+    if changes := [f"{key} {_short(now[key])} instead of {was[key]}" for key in now if now[key] != was[key]]:
         print(f"{name}: for {of}: {', '.join(changes)}", file=sys.stderr)
     return after
 
@@ -110,3 +113,7 @@ def say(name: str, before: S, after: S, of: str) -> S:
 def _flat(section: Section) -> dict[str, object]:
     content = section.model_dump()
     return content | content.pop("augment", {})
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

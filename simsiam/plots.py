@@ -217,7 +217,8 @@ def neighbours_figure(
     rows, columns = next(iter(neighbours.values()))[1].shape
     # A column for the test image, and for each space an empty one and one for each neighbour.
     widths = [1.0] + len(neighbours) * [0.3, *columns * [1.0]]
-    figure = Figure(figsize=(0.8 * sum(widths), 1.2 * rows + 1.1), layout="constrained")
+    wide = max(1.0, 8 / columns)  # or the words above would not fit
+    figure = Figure(figsize=(0.8 * wide * sum(widths), 1.2 * rows + 1.1), layout="constrained")
     grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
     for row in range(rows):
         picture(grid[row][0], queries[row], classes[labels[row]] if precision else "", "black")

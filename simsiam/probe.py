@@ -185,7 +185,7 @@ def fit(
         end = minimize(in_units, begin, jac=True, method="L-BFGS-B", options=options)
     norm = float(np.abs(end.jac).max()) / unit
     scaled = at(end.x)
-    if norm > tolerance and end.nit < MOST_STEPS and x.dtype == torch.float32:  # features that hardly vary drown in its rounding
+    if norm > tolerance and end.nit < MOST_STEPS and x.dtype == torch.float32:  # what hardly varies drowns in its rounding
         return fit(x.double(), labels, variances, penalties, classes=classes, start=scaled * scale, tolerance=tolerance)
     loss = float(end.fun) - (penalty * scaled**2).sum().item() / 2
     return Fit(scaled * scale, loss, norm, end.nit, norm <= tolerance)

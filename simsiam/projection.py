@@ -1,5 +1,7 @@
 """Features on a plane, and how much of them the plane keeps."""
 
+import warnings
+
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
@@ -36,18 +38,24 @@ def tsne(features: Floats, *, perplexity: float, seed: int) -> NDArray[np.float3
 
 
 def silhouette(features: Floats, labels: Labels) -> float:
-    """Mean silhouette of the classes as clusters, Euclidean, in [-1, 1]; 0 is overlap (Rousseeuw 1987)."""
+    """Mean silhouette of the classes as clusters, Euclidean, in [-1, 1]; 0 is overlap or a lone point (Rousseeuw 1987)."""
+    if not 1 < len(np.unique(labels)) < len(labels):
+        return 0.0
     return float(silhouette_score(features, labels))
 
 
 def knn_in_plane(points: Floats, labels: Labels, k: int = 10) -> float:
     """Top-1 of a k-nearest-neighbour vote among the points of a map, 5-fold cross-validated; k is fewer where few are."""
-    folds = KFold(5) if np.bincount(labels).max() < 5 else 5
-    return float(cross_val_score(KNeighborsClassifier(few(k, points)), points, labels, cv=folds).mean())
+    folds = KFold(min(5, len(points))) if np.bincount(labels).max() < 5 else 5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer points than folds
+        return float(cross_val_score(KNeighborsClassifier(few(k, points)), points, labels, cv=folds).mean())
 
 
 def map_trustworthiness(features: Floats, points: Floats, k: int = 10) -> float:
     """How far the k neighbours on the map are neighbours in the features too, in [0, 1] (Venna & Kaski 2001)."""
+    if len(points) < 3:  # everyone is everyone's neighbour
+        return 1.0
     return float(trustworthiness(features, points, n_neighbors=few(k, points)))
 
 

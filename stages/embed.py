@@ -54,10 +54,11 @@ def embed(params: Params, root: Path) -> Metrics:
     spectra = {}
     for space in spaces:
         bank, test = features[f"{space}_train"], features[f"{space}_test"]
-        similarities, indices = nearest(bank, test, chosen.knn_k)
+        similarities, indices = nearest(bank, test, max(chosen.knn_k, SHOWN))
         if images.labelled:
             neighbours = images.y_train[indices]
-            votes = knn_scores(similarities, neighbours, len(images.classes), temperature=chosen.knn_temperature)
+            voters = similarities[:, : chosen.knn_k], neighbours[:, : chosen.knn_k]
+            votes = knn_scores(*voters, len(images.classes), temperature=chosen.knn_temperature)
             metrics["knn"][space] = top_k(votes, images.y_test, 1)
             metrics["precision_at_8"][space] = precision_at(SHOWN, neighbours, images.y_test)
         metrics["rankme"][space] = rankme(test)

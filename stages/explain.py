@@ -30,7 +30,7 @@ def explain(params: Params, root: Path) -> Metrics:
     """
     images, device = load_images(root), local_device()
     if not images.labelled:
-        return left_out(root, "data/shap.npz", "reports/figures/shap.png")
+        return left_out("explain", root, "data/shap.npz", "reports/figures/shap.png")
     chosen = fitting.say("explain", params.explain, fitting.explain(params.explain, images), fitting.of(images))
     torch.backends.cudnn.allow_tf32 = False  # a GPU's rounding to TF32 would show in the residual
 

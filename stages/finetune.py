@@ -28,7 +28,7 @@ def finetune(params: Params, root: Path, *, fresh: bool = False) -> Metrics:
     images, device, chosen = load_images(root), pick_device(), params.chosen.finetune
     if not images.labelled:
         curves = (f"reports/curves/finetune_from_{start}.csv" for start in ("encoder", "scratch"))
-        return left_out(root, "data/finetuned.npz", "models/finetuned.pt", *curves)
+        return left_out("finetune", root, "data/finetuned.npz", "models/finetuned.pt", *curves)
     settings = fitting.say("finetune", chosen, fitting.finetune(chosen, images), fitting.of(images))
     train_images, test_images = to_tensor(images.x_train, device), to_tensor(images.x_test, device)
     encoder = load_encoder(root / "models/encoder.pt")

@@ -11,7 +11,7 @@ from stages.common import Metrics
 REASON = "the images have no labels"
 
 
-def left_out(root: Path, *outs: str) -> Metrics:
+def left_out(stage: str, root: Path, *outs: str) -> Metrics:
     """Write empty outs, as DVC wants every one of them, and say so; the stage's metrics."""
     for path in (root / out for out in outs):
         if path.suffix == ".npz":
@@ -22,5 +22,5 @@ def left_out(root: Path, *outs: str) -> Metrics:
             write_csv(path, [{"epoch": 0}])
         else:
             draw(path, note_figure, f"{path.stem} is left out: {REASON}")
-    print(f"left out: {REASON}", file=sys.stderr)
+    print(f"{stage}: left out, as {REASON}", file=sys.stderr)
     return {"left_out": REASON}

@@ -42,7 +42,7 @@ def linear_eval(params: Params, root: Path) -> Metrics:
             "reports/curves/linear_eval.csv",
             "reports/figures/confusion.png",
         )
-        return left_out(root, *outs)
+        return left_out("linear_eval", root, *outs)
     chosen = fitting.linear_eval(params.linear_eval, len(labels), len(names))
     fitting.say("linear_eval", params.linear_eval, chosen, f"{len(labels):,} images of {len(names)} classes")
     metrics: Metrics = {}

@@ -172,7 +172,7 @@ def test_size_and_square(tmp_path: Path, size: int | None, square: str, side: in
 
 @pytest.mark.parametrize(("own", "side"), [(8, 16), (300, 64)])
 def test_the_usual_size_has_bounds(tmp_path: Path, own: int, side: int) -> None:
-    for n in range(3):
+    for n in range(4):
         paint(tmp_path / f"{n}.png", 0, (own, own + 5))
     assert read(tmp_path).images.shape[1] == side
 
@@ -269,9 +269,9 @@ def test_other_files_only(tmp_path: Path) -> None:
 
 
 def test_too_many_pictures_for_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simsiam.images.pictures.free_memory", lambda: 15_000)
-    read(fill(tmp_path, {"": 3}), size=16)
-    with pytest.raises(Unusable, match=r"has 3 images: in 64 x 64 pixels .* set a smaller data\.size"):
+    monkeypatch.setattr("simsiam.images.pictures.free_memory", lambda: 20_000)
+    read(fill(tmp_path, {"": 4}), size=16)
+    with pytest.raises(Unusable, match=r"has 4 images: in 64 x 64 pixels .* set a smaller data\.size"):
         read(tmp_path, size=64)
 
 

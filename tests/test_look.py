@@ -249,5 +249,6 @@ def test_figures(cifar: ImageSet) -> None:
     )
     views = rng().random((5, 2, 16, 16, 3), np.float32)
     figure = plots.views_figure(cifar.x_train[:5], views, "where it is, its colours")
-    assert drawn(figure) == 4 * ["image", "view", "view"] + ["", "", ""]
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(shown) == 15 and {axes.get_title() for axes in shown} == {"image", ""}
     assert "its colours" in figure.get_suptitle()

@@ -88,8 +88,8 @@ def test_the_readme_says_what_the_committed_runs_found() -> None:
 
 def test_imports_run_downward() -> None:
     level = {name: number for number, names in enumerate(ROOMS) for name in names}
-    for package in ("simsiam", "stages", "ablation"):
-        assert code.imports(ROOT / package / "__init__.py") == set()
+    for package, others in {"simsiam": set(), "stages": set(), "ablation": {ROOT / "stages/__init__.py"}}.items():
+        assert code.imports(ROOT / package / "__init__.py") == others
     for path in sorted((ROOT / "simsiam").rglob("*.py")):
         if path != ROOT / "simsiam/__init__.py" and path.parent.name != "methods":
             for imported in code.imports(path) - {ROOT / "simsiam/__init__.py"}:

@@ -144,11 +144,12 @@ def _codes(
 
 
 def hold_out(labels: Labels, split: Pixels, share: float, seed: int) -> None:
-    """Make a share of the training images, of every class, test images: at least one, but two are left for training."""
+    """Make a share of the training images, of every class, test images: at least one, of images without classes two, but
+    two are left for training."""
     generator = np.random.default_rng(seed)
     for label in np.unique(labels[split == TRAIN]):
         members = np.flatnonzero((labels == label) & (split == TRAIN))
-        count = max(1, min(round(share * len(members)), len(members) - 2))
+        count = max(1 if label >= 0 else 2, min(round(share * len(members)), len(members) - 2))
         split[generator.permutation(members)[:count]] = TEST
 
 
@@ -160,6 +161,9 @@ def check_counts(labels: Labels, split: Pixels, classes: Sequence[str]) -> None:
         raise Unusable("has test images without a label")
     for label, of in [(n, f" of class {name}") for n, name in enumerate(classes)] or [(-1, "")]:
         train, test = (int(((labels == label) & (split == part)).sum()) for part in (TRAIN, TEST))
-        if train < 2 or test < 1:
+        least = 1 if classes else 2  # two in all
+        if train < 2 or test < least:
             has = f"{train} for training and {test} for testing" if train + test > 2 else f"{train + test} in all"
-            raise Unusable(f"has too few images{of}, {has}: training needs two at least, and testing one")
+            raise Unusable(
+                f"has too few images{of}, {has}: training needs two at least, and testing {('one', 'two')[least - 1]}"
+            )
