@@ -6,7 +6,6 @@ side, in any order and on several machines that share this folder: `python -m ab
 GNU parallel or an array job. Trainings that two points share are done once (`.checkpoints/`).
 """
 
-import shutil
 import sys
 from argparse import ArgumentParser, RawTextHelpFormatter
 from pathlib import Path
@@ -19,7 +18,7 @@ from simsiam import code
 from simsiam.checkpoint import store_folder
 from simsiam.engine import Interrupted
 from simsiam.errors import UserError
-from simsiam.files import locked, read_json, read_npz, write_json, write_npz
+from simsiam.files import locked, read_json, read_npz, scratch_folder, write_json, write_npz
 from simsiam.images.sources import fingerprint
 from simsiam.machine import machine
 from simsiam.methods import options
@@ -92,9 +91,7 @@ def run_point(name: str, seed: int, stages: list[str], root: Path = Path()) -> N
         if matches(place, given):
             print(f"{words}: there already, made with the same params, code and images", file=sys.stderr)
             return
-        scratch = store_folder(root) / "scratch" / f"{name}-{seed}"
-        shutil.rmtree(scratch, ignore_errors=True)  # of one that was killed
-        try:
+        with scratch_folder(store_folder(root) / "scratch" / f"{name}-{seed}") as scratch:
             for stage in stages:
                 print(f"{words}: {stage}", file=sys.stderr)
                 run(STAGES[stage], params, scratch)
@@ -105,8 +102,6 @@ def run_point(name: str, seed: int, stages: list[str], root: Path = Path()) -> N
                 result |= read_json(scratch / f"reports/metrics/{stage}.json")
             write_npz(place.with_suffix(".npz"), **arrays_of(scratch))
             write_json(place.with_suffix(".json"), result)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def matches(place: Path, given: dict[str, Any]) -> bool:

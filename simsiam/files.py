@@ -9,6 +9,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,6 +107,20 @@ def _reason(error: Exception) -> str:
     """An exception in one line, without the path that its message names already."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return next(iter(text.strip().splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """An empty folder for the length of the block. Raises UserError where there can be none."""
+    shutil.rmtree(path, ignore_errors=True)  # of one that was killed
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(_unwritable(path, error)) from error
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -1,11 +1,11 @@
 """Get the images: python -m stages.download"""
 
-import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from simsiam.files import scratch_folder
 from simsiam.images import UNLABELLED, sources
 from simsiam.settings import Params
 from stages.common import Metrics, main
@@ -13,13 +13,8 @@ from stages.common import Metrics, main
 
 def download(params: Params, root: Path) -> Metrics:
     """Write data/images.npz. Nothing is written unless the source has all of it."""
-    scratch = root / "data/.download"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
+    with scratch_folder(root / "data/.download") as scratch:
         images, used = sources.fetch(params.data, params.seed, scratch)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     images.save(root / "data/images.npz")
     print(f"download: {len(images.images):,} images from {used}", file=sys.stderr)
     counts = {"train": len(images.x_train), "test": len(images.x_test), "size": images.images.shape[1]}
