@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 
 from simsiam.files import read_json, read_npz, write_npz
 from simsiam.images import ImageSet, Pixels, load
+from simsiam.metrics import nearest, precision_at
 from simsiam.networks import load_encoder
 from simsiam.settings import Params
 from stages.common import run
@@ -269,5 +270,10 @@ def test_a_hundred_classes_are_readable(hundred: Run) -> None:
     assert "knn_k 1 instead of 200" in hundred.told and "flip" not in hundred.told and "jitter" not in hundred.told
     assert hundred.metrics["look"]["imbalance"] == 1 and hundred.metrics["linear_eval"]["few_labels"] == {}
     assert min(hundred.figure("confusion")) > 1500 and hundred.figure("maps")[1] > 900
-    assert hundred.figure("neighbours")[0] > 1300  # eight neighbours, though but one votes
+    # Eight neighbours are shown and counted, though but one votes.
+    features = hundred.features()
+    neighbours = nearest(features["backbone_train"], features["backbone_test"], 8)[1]
+    counted = precision_at(8, features["y_train"][neighbours], features["y_test"])
+    assert hundred.metrics["embed"]["precision_at_8"]["backbone"] == pytest.approx(counted)
+    assert hundred.figure("neighbours")[0] > 1300
     assert "few labels" not in hundred.page

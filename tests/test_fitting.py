@@ -140,8 +140,8 @@ def test_a_change_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     images = some(40, 11, 24, classes=2, unlabelled=7, grey=True)
     for given, fitted in [(PARAMS.project, PARAMS.project), (PARAMS.project, fitting.project(PARAMS.project, 11))]:
         assert fitting.say("project", given, fitted, fitting.of(images)) is fitted
-    given, views = recipe("laptop").pretrain, fitting.pretrain(recipe("laptop").pretrain, images)
-    fitting.say("pretrain", given, views, fitting.of(some(40, 11)))
+    asked, views = recipe("laptop").pretrain, fitting.pretrain(recipe("laptop").pretrain, images)
+    fitting.say("pretrain", asked, views, fitting.of(some(40, 11)))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == (
         "project: for 40 labelled and 7 unlabelled grey images of 24 pixels: points 11 instead of 1500, "
