@@ -172,11 +172,13 @@ def confusion_figure(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figur
     words: dict[str, Any] = {"fontsize": 10 if len(classes) <= 30 else 5}
     axes.set_xticks(range(len(classes)), classes, rotation=45 if len(classes) <= 30 else 90, ha="right", **words)
     axes.set_yticks(range(len(classes)), classes, **words)
-    axes.set(title="Linear evaluation of the backbone: who is taken for whom", xlabel="predicted class", ylabel="true class")
+    between = "\n" if len(classes) < 8 else " "
+    title = f"Linear evaluation of the backbone:{between}who is taken for whom"
+    axes.set(title=title, xlabel="predicted class", ylabel="true class")
     figure.colorbar(
         picture,
         ax=axes,
-        label="share of the\ntrue class (%)" if len(classes) < 5 else "share of the true class (%)",
+        label=f"share of the{between}true class (%)",
         shrink=0.8,
     )
     return figure
