@@ -157,8 +157,11 @@ def variance_figure(variances: dict[str, NDArray[np.float64]], components: int =
 def confusion_figure(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     """Confusion matrix (classes, classes), rows true and columns predicted, in per cent of each row."""
     share = 100 * matrix / matrix.sum(1, keepdims=True).clip(1)
-    side = 2.2 + 0.5 * min(len(classes), 30)
-    figure = Figure(figsize=(side, side - 0.8), layout="constrained")
+    classes = [shortened_at_end(name, 30) for name in classes]
+    side, names = 0.5 * min(len(classes), 30), 0.07 * max(map(len, classes))  # in inches
+    figure = Figure(
+        figsize=(max(side + 2.2, side + names + 1.6, 5.6), max(side + 1.4, side + names + 0.8)), layout="constrained"
+    )
     axes = figure.subplots()
     limit = max(float(share.max()), 1.0)
     picture = axes.imshow(share, cmap="Blues", vmin=0, vmax=limit)
@@ -169,8 +172,15 @@ def confusion_figure(matrix: NDArray[np.int64], classes: Sequence[str]) -> Figur
     words: dict[str, Any] = {"fontsize": 10 if len(classes) <= 30 else 5}
     axes.set_xticks(range(len(classes)), classes, rotation=45 if len(classes) <= 30 else 90, ha="right", **words)
     axes.set_yticks(range(len(classes)), classes, **words)
-    axes.set(title="Linear evaluation of the backbone: who is taken for whom", xlabel="predicted class", ylabel="true class")
-    figure.colorbar(picture, ax=axes, label="share of the true class (%)", shrink=0.8)
+    between = "\n" if len(classes) < 8 else " "
+    title = f"Linear evaluation of the backbone:{between}who is taken for whom"
+    axes.set(title=title, xlabel="predicted class", ylabel="true class")
+    figure.colorbar(
+        picture,
+        ax=axes,
+        label=f"share of the{between}true class (%)",
+        shrink=0.8,
+    )
     return figure
 
 
@@ -221,7 +231,7 @@ def neighbours_figure(
     figure = Figure(figsize=(0.8 * wide * sum(widths), 1.2 * rows + 1.1), layout="constrained")
     grid = figure.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
     for row in range(rows):
-        picture(grid[row][0], queries[row], classes[labels[row]] if precision else "", "black")
+        picture(grid[row][0], queries[row], shortened_at_end(classes[labels[row]]) if precision else "", "black")
     for number, (space, (images, found, cosines)) in enumerate(neighbours.items()):
         gap = 1 + number * (1 + columns)
         for row in range(rows):
@@ -230,7 +240,7 @@ def neighbours_figure(
                 colour, text = "#b9b9b9", f"{cosines[row, column]:.3f}"
                 if precision:
                     colour = "#3f90da" if found[row, column] == labels[row] else "#e76300"
-                    text = f"{classes[found[row, column]]}\n{text}"
+                    text = f"{shortened_at_end(classes[found[row, column]])}\n{text}"
                 picture(grid[row][gap + 1 + column], images[row, column], text, colour)
         words = SPACES[space][0]
         if precision:
@@ -268,7 +278,12 @@ def twins_figure(
         for part in range(2):
             axes = grid[2 * (number // columns) + part][number % columns]
             axes.set_axis_on()
-            picture(axes, pair[part], "\n".join(filter(None, (classes[part], shortened(places[part])))), colour)
+            picture(
+                axes,
+                pair[part],
+                "\n".join(filter(None, (shortened_at_end(classes[part], 22), shortened(places[part])))),
+                colour,
+            )
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -277,7 +292,7 @@ def views_figure(images: NDArray[np.uint8], views: NDArray[np.float32], words: s
     """Images (n, S, S, 3), each with a pair of views (n, 2, V, V, 3) in [0, 1]; `words`: what these may differ in."""
     rows = -(-len(images) // 4)
     # Four images beside each other, each with its views; an empty column between.
-    figure = Figure(figsize=(12.5, 0.95 * rows + 0.9), layout="constrained")
+    figure = Figure(figsize=(12.5, 0.95 * rows + 1.1), layout="constrained")
     grid = figure.subplots(rows, 15, squeeze=False, width_ratios=[1, 1, 1, 0.3] * 3 + [1, 1, 1])
     for axes in grid.flat:
         axes.set_axis_off()
@@ -288,7 +303,9 @@ def views_figure(images: NDArray[np.uint8], views: NDArray[np.float32], words: s
         first.set_title("image", fontsize=8)
     for first in grid[0][1::4]:
         first.set_title("two views of it", fontsize=8, loc="left")
-    figure.suptitle(f"Pretraining is told that the two views are one and the same. They may differ in: {words}", fontsize=11)
+    figure.suptitle(
+        f"Pretraining is told that the two views are one and the same. They may differ in:\n{words}", fontsize=11
+    )
     return figure
 
 
@@ -305,10 +322,11 @@ def shap_figure(
     pixel's value is the sum over its channels. One colour scale per network, from its 99.5th percentile.
     """
     rows, outputs = shown.shape
+    between = " " if outputs > 3 else "\n"
     figure = Figure(figsize=(1.35 * (1 + outputs * len(networks)) + 0.8, 1.6 * rows + 1.4), layout="constrained")
     grid = figure.subplots(rows, 1 + outputs * len(networks), squeeze=False)
     for row in range(rows):
-        picture(grid[row][0], images[row], classes[labels[row]], "black")
+        picture(grid[row][0], images[row], shortened_at_end(classes[labels[row]], 18), "black")
     for number, (name, (values, logits)) in enumerate(networks.items()):
         pixels = values.sum(1)
         chosen = np.stack([pixels[row][..., shown[row]] for row in range(rows)])
@@ -319,14 +337,14 @@ def shap_figure(
             for axes, label in zip(grid[row][columns], shown[row], strict=True):
                 axes.imshow(grey, cmap="gray", alpha=0.25, vmin=0, vmax=255)
                 shap = axes.imshow(pixels[row][..., label], cmap="RdBu_r", vmin=-limit, vmax=limit, alpha=0.85)
-                outline(axes, f"{classes[label]}\n{logits[row, label]:+.1f}", "#b9b9b9")
+                outline(axes, f"{shortened_at_end(classes[label], 18)}\n{logits[row, label]:+.1f}", "#b9b9b9")
         words, first = NETWORKS[name], grid[0][columns][0]
         first.set_title(f"{words.upper()}\n{first.get_title()}", fontsize=8)
         figure.colorbar(
             shap,
             ax=list(grid[-1][columns]),
             location="bottom",
-            label=f"{words} network: pixel's share of the logit (SHAP value)",
+            label=f"{words} network: pixel's share{between}of the logit (SHAP value)",
             shrink=0.9,
             ticks=[-limit, 0, limit],
             format="%.2g",
@@ -357,6 +375,11 @@ def class_legend(figure: Figure, axes: Axes) -> None:
 def shortened(name: str, longest: int = 22) -> str:
     """A name that fits above a small picture: of a long one the end, which tells files apart."""
     return name if len(name) <= longest else "…" + name[1 - longest :]
+
+
+def shortened_at_end(name: str, longest: int = 13) -> str:
+    """A class's name that fits above a small picture."""
+    return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
 def picture(axes: Axes, image: NDArray[np.uint8] | NDArray[np.float32], text: str, colour: str) -> None:

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -319,3 +320,20 @@ def test_the_stage_writes_images_and_counts(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(UserError, match="mine has one class only, a"):
         run(download, load(PARAMS, ["data.source=mine"]), tmp_path)
     assert images.load(tmp_path / "data/images.npz").digest == kept.digest
+
+
+def test_what_a_source_is_called(tmp_path: Path, cifar: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    others = replace(cifar, classes=tuple("abcdefghij"))
+    (tmp_path / "scans 2.1").mkdir()
+    (tmp_path / "bloodmnist.npz").touch()
+    monkeypatch.chdir(tmp_path / "scans 2.1")
+    given = {
+        ".": "scans 2.1",
+        f"{tmp_path}/scans 2.1/": "scans 2.1",
+        "../bloodmnist.npz": "bloodmnist",
+        "cifar100": "CIFAR-100",
+    }
+    for source, name in given.items():
+        assert sources.title(but(DATA, source=source), others) == name
+    assert sources.title(but(DATA, source="."), cifar) == sources.title(but(DATA, source="auto"), others) == "CIFAR-10"

@@ -66,7 +66,7 @@ def read(folder: Path, size: int | None, square: Square, test_share: float, seed
 
     train/<class>/ and test/<class>/; or <class>/, or pictures only: then `test_share` of each class is for testing.
     val/ is for testing where there is no test/, else for training. unlabelled/ is for pretraining only.
-    size: side of the images; None: the usual shorter side, from 16 to 64.
+    size: side of the images; None: the usual shorter side, from 16 to 64. In the test part the classes take turns.
 
     What a user may not expect is a line on stderr. Raises Unusable, also where the folder changes meanwhile.
     """
@@ -74,7 +74,7 @@ def read(folder: Path, size: int | None, square: Square, test_share: float, seed
     every = {_printable(entry.path[len(str(folder)) + 1 :]): entry.path for entry in files(str(folder))}
     names, split, labels, classes = layout(sorted(every, key=natural), test_share, seed)
     check_counts(labels, split, classes)
-    order = np.argsort(ORDER[split], kind="stable")
+    order = np.lexsort((in_turn(labels, split), ORDER[split]))
     names, split, labels = [names[n] for n in order], split[order], labels[order]
     side = size or usual_size(_shorter_sides([every[name] for name in names]))
     if size is None:
@@ -164,6 +164,15 @@ def layout(names: list[str], test_share: float, seed: int) -> tuple[list[str], n
     if TEST not in split:
         hold_out(labels, split, test_share, seed)
     return [name for name, _, _ in found], split, labels, tuple(classes)
+
+
+def in_turn(labels: np.ndarray, split: np.ndarray) -> np.ndarray:
+    """The place of each test image in its class, else 0: sorted by it, the first test images are of different classes."""
+    place = np.zeros(len(labels), int)
+    for label in np.unique(labels):
+        members = np.flatnonzero((labels == label) & (split == TEST))
+        place[members] = np.arange(len(members))
+    return place
 
 
 def _role(name: str) -> str:

@@ -66,9 +66,12 @@ def fingerprint(data: Data, seed: int) -> str:
 
 def title(data: Data, images: ImageSet) -> str:
     """What to call the images."""
-    if images.classes == cifar10.CLASSES:
+    if images.classes == cifar10.CLASSES or data.source in CIFAR10:
         return "CIFAR-10"
-    return {"cifar100": "CIFAR-100", "digits": "scikit-learn's digits"}.get(data.source) or Path(data.source).stem
+    if data.source in (named := {"cifar100": "CIFAR-100", "digits": "scikit-learn's digits"}):
+        return named[data.source]
+    path = local_path(data.source).resolve()  # of "." too
+    return path.stem if path.is_file() else path.name
 
 
 def local_path(source: str) -> Path:
