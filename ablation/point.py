@@ -59,12 +59,14 @@ def relevant(params: Params, stages: list[str]) -> dict[str, Any]:
 
 
 def made_with(params: Params, stages: list[str], shared: str) -> dict[str, Any]:
-    """What a result depends on: the params in use, the stages, the code's digest, and that of the images which points share
-    (`shared`), or what is known of its own before they are read."""
+    """What a result depends on: the params in use, the stages, their code and the images.
+
+    shared: the digest of the images that points share; of a point's own it is what is known before they are read.
+    """
     return {
         "params": relevant(params, stages),
         "stages": stages,
-        "code": code.digest("ablation.point", code.FIGURES),
+        "code": {stage: code.digest(f"stages.{stage}", code.FIGURES) for stage in stages},
         "images": fingerprint(params.data, params.seed) if "download" in stages else shared,
     }
 
@@ -95,6 +97,8 @@ def run_point(name: str, seed: int, stages: list[str], root: Path = Path()) -> N
             for stage in stages:
                 print(f"{words}: {stage}", file=sys.stderr)
                 run(STAGES[stage], params, scratch)
+                if stage == "download" and not load_images(scratch).labelled:
+                    raise UserError("the images have no labels, and points are compared by what can be read out")
             images = load_images(scratch)
             result: dict[str, Any] = {"point": name, "seed": seed, "made_with": given | {"machine": machine()}}
             result |= {"classes": images.classes, "test_images": len(images.y_test)}

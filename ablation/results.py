@@ -22,7 +22,7 @@ NETWORKS = ("frozen", "finetuned", "random")
 NUMBERS = {  # stage -> the numbers that it must have found
     "pretrain": ("loss", "z_std", "rankme", "epochs", "seconds"),
     "embed": tuple(f"{name}.{space}" for name in ("knn", "rankme") for space in SPACES),
-    "linear_eval": tuple(f"{space}.{name}" for space in SPACES for name in ("top1",)),
+    "linear_eval": tuple(f"{space}.top1" for space in SPACES),
     "finetune": ("top1", "scratch.top1", "epochs", "images", "seconds"),
     "project": tuple(f"{space}.{name}" for space in MAPPED for name in ("silhouette", "pca_variance_2")),
     "explain": tuple(f"residual.{network}" for network in NETWORKS),
@@ -134,7 +134,13 @@ def read_one(place: Path, now: dict[str, Any]) -> Found:
 def _wrong(result: Any, numbers: dict[str, float], point: str, seed: int) -> Iterator[str]:
     """What is wrong with the json of a result."""
     content = flat(result)
-    kinds = {"point": str, "seed": int, "classes": list, "test_images": int, "made_with.stages": list, "made_with.code": str}
+    kinds = {
+        "point": str,
+        "seed": int,
+        "classes": list,
+        "test_images": int,
+        "made_with.stages": list,
+    }
     kinds |= {"made_with.images": str, "made_with.params.recipe": str, "made_with.params.method": str}
     kinds |= {"made_with.params.latent_dim": int, "made_with.params.stop_gradient": bool, "pretrain.verdict": str}
     yield from (f"{key} is {content.get(key)!r}" for key, kind in kinds.items() if type(content.get(key)) is not kind)

@@ -53,18 +53,22 @@ def finetune(
 ) -> Finetuned:
     """Train a copy of `encoder` and a new linear head on its `settings.space` with cross-entropy; `encoder` is not touched.
 
-    images: (N, 3, S, S) uint8 on the device to train on; labels (N,). With a share of the labels, as many of each class are
-    used, for about as many steps as with all of them. Of several learning rates the one with the best top-1 on a held-out
-    part of the used images, after training on the rest, is taken; one that diverges is passed over. A budget that may grow
-    is doubled as long as that top-1 rises. The final training is on all used images.
+    images: (N, 3, S, S) uint8 on the device to train on; labels (N,). With a share of the labels, the same share of each
+    class is used, for about as many steps as with all of them. Of several learning rates the one with the best top-1 on a
+    held-out part of the used images, after training on the rest, is taken; one that diverges is passed over. A budget that
+    may grow is doubled as long as that top-1 rises. The final training is on all used images.
     about: what identifies encoder and images, for the checkpoints.
     Raises Diverged where every learning rate diverges, UserError for a share of less than two images a class.
     """
     used = np.arange(len(labels))
     if settings.labels < 1:
-        count, least = round(settings.labels * len(labels)), max(8, 2 * classes)
-        if count < least:
-            raise UserError(f"{name}: labels is {settings.labels:g}, {count} of {len(labels)} images: {least} is the least")
+        count, fewest = (
+            round(settings.labels * len(labels)),
+            int(settings.labels * np.bincount(labels, minlength=classes).min()),
+        )
+        if count < 8 or fewest < 2:
+            few = f"{count} of {len(labels)} images, {fewest} of the smallest class"
+            raise UserError(f"{name}: labels is {settings.labels:g}, {few}: it takes 8 at least, and two of each class")
         used = split(labels, count, seed)[1]
     batch_size = min(settings.batch_size, len(used) // 2)
     steps = settings.epochs * (len(labels) // settings.batch_size)

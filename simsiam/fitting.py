@@ -8,11 +8,14 @@ import math
 import sys
 from typing import TypeVar
 
-from simsiam.images import ImageSet
+import numpy as np
+
+from simsiam.images import ImageSet, Labels
 from simsiam.settings import Augment, Embed, Explain, Finetune, LinearEval, Model, Pretrain, Project, Section
 
 SIDE = 32  # of the images that view sizes and backgrounds are given for, in pixels
 LARGE = 96  # from this side on a stem that halves the image twice
+FEWEST = 4  # labels of a class, of which one may be held out
 T = TypeVar("T", Pretrain, Finetune)
 S = TypeVar("S", bound=Section)
 
@@ -64,10 +67,10 @@ def embed(settings: Embed, images: ImageSet) -> Embed:
     return settings.model_copy(update={"knn_k": k, "queries": _there(settings.queries, test)})
 
 
-def linear_eval(settings: LinearEval, count: int, classes: int) -> LinearEval:
-    """A fifth of the images at most is held out; a share of the labels has two of each class."""
-    shares = [share for share in settings.few_labels if round(share * count) >= 2 * classes]
-    return settings.model_copy(update={"held_out": held_out(settings.held_out, count), "few_labels": shares})
+def linear_eval(settings: LinearEval, labels: Labels) -> LinearEval:
+    """A fifth of the images at most is held out; of a share of the labels the smallest class has `FEWEST`."""
+    shares = [share for share in settings.few_labels if math.floor(share * np.bincount(labels).min()) >= FEWEST]
+    return settings.model_copy(update={"held_out": held_out(settings.held_out, len(labels)), "few_labels": shares})
 
 
 def project(settings: Project, test: int) -> Project:

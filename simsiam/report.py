@@ -11,6 +11,7 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 Metrics = dict[str, Any]
+SPACES = ("backbone", "latent", "random_backbone", "random_latent")
 WEBP_PIXELS = 16_383  # the largest side that the format has
 
 
@@ -70,7 +71,7 @@ def render(title: str | None, metrics: Metrics, figures: dict[str, bytes], param
     return environment.get_template("report.html.j2").render(
         title=title or f"What {run['method_name']} learned from {metrics['download']['name']}",
         metrics=metrics,
-        gradient=max((found["gradient_norm"] for found in linear.values() if "l2" in found), default=0),
+        gradient=max((linear[space]["gradient_norm"] for space in SPACES if space in linear), default=0),
         run=run,
         stages={name: content["run"][0] for name, content in metrics.items()},
         figures={name: embedded(png) for name, png in figures.items()},

@@ -88,12 +88,8 @@ class plainly:
 
 def load_images(root: Path) -> ImageSet:
     """The images of a folder, or of the current one where that has none of its own."""
-    return images.load(inherited(root, "data/images.npz"))
-
-
-def inherited(root: Path, name: str) -> Path:
-    """A file of a folder, or of the current one where that has none of its own, as a point of a study."""
-    return root / name if (root / name).exists() else Path(name)
+    own = root / "data/images.npz"
+    return images.load(own if own.exists() else Path("data/images.npz"))
 
 
 def _stop_without(parent: int) -> None:

@@ -66,6 +66,7 @@ def embed(params: Params, root: Path) -> Metrics:
         spectra[space] = spectrum(test)
         metrics["spectrum"][space] = [float(f"{share:.4g}") for share in spectra[space]]
         found[space] = indices[chosen.queries, :SHOWN], similarities[chosen.queries, :SHOWN]
+    metrics["settings"] = [chosen.model_dump()]
     metrics["collapse"] = {"z_std": float(z_std(torch.from_numpy(features["latent_test"])))}
 
     draw(root / "reports/figures/spectrum.png", spectrum_figure, spectra)

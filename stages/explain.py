@@ -71,6 +71,7 @@ def explain(params: Params, root: Path) -> Metrics:
         "residual": {name: explanation.residual for name, explanation in found.items()},
         "images": len(labels),
         "background": len(reference),
+        "settings": [chosen.model_dump()],
     }
     if chosen.mass_images:
         metrics["mass"] = mass(networks, images, chosen, params.seed, device)

@@ -72,6 +72,7 @@ def finetune(params: Params, root: Path, *, fresh: bool = False) -> Metrics:
         "batch_size": tuned.batch_size,
         "seconds": round(tuned.result.seconds, 1),
         "images_per_second": round(tuned.result.images_per_second, 1),
+        "settings": [settings.model_dump()],
         "trained": [tuned.result.machine],
         "trials": tuned.trials,
         "scratch_trials": scratch.trials,

@@ -18,7 +18,7 @@ from simsiam.metrics import accuracies, top_k
 from simsiam.plots import confusion_figure, draw
 from simsiam.probe import ONE_THREAD, POOLS, linear_probe
 from simsiam.settings import Params, percent
-from stages.common import Metrics, inherited, main
+from stages.common import Metrics, main
 from stages.left_out import left_out
 
 SPACES = ("backbone", "latent", "random_backbone", "random_latent")
@@ -29,7 +29,7 @@ def linear_eval(params: Params, root: Path) -> Metrics:
 
     data/predictions.npz has, by space, for each test image whether it was classified right.
 
-    With few labels the same is done on some of the training images, as many of each class, of which a tenth is held out;
+    With few labels the same is done on some of the training images, the same share of each class, a tenth of them held out;
     each draw takes others. Where test images have copies in the training part (stage look), also the top-1 without them.
     """
     device = pick_device()
@@ -43,7 +43,7 @@ def linear_eval(params: Params, root: Path) -> Metrics:
             "reports/figures/confusion.png",
         )
         return left_out("linear_eval", root, *outs)
-    chosen = fitting.linear_eval(params.linear_eval, len(labels), len(names))
+    chosen = fitting.linear_eval(params.linear_eval, labels)
     fitting.say("linear_eval", params.linear_eval, chosen, f"{len(labels):,} images of {len(names)} classes")
     metrics: Metrics = {}
     heads: dict[str, dict[str, torch.Tensor]] = {}
@@ -77,7 +77,7 @@ def linear_eval(params: Params, root: Path) -> Metrics:
         rows += [{"space": space, "l2": l2, "held_out_top1": top1} for l2, top1 in sorted(probe.held_out.items())]
 
     def with_few(share: float, space: str, draw_number: int) -> float:
-        few = split(labels, max(2 * len(names), round(share * len(labels))), params.seed + draw_number)[1]
+        few = split(labels, round(share * len(labels)), params.seed + draw_number)[1]
         probe = linear_probe(
             features[f"{space}_train"][few],
             labels[few],
@@ -89,6 +89,7 @@ def linear_eval(params: Params, root: Path) -> Metrics:
         )
         return top_k(probe.scores(features[f"{space}_test"]), test_labels, 1)
 
+    metrics["settings"] = [chosen.model_dump()]
     metrics["few_labels"] = {percent(share): {} for share in chosen.few_labels}
     # These are too small to share out among threads: a thread takes each whole. SciPy's limit is every thread's.
     threads = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
@@ -98,8 +99,9 @@ def linear_eval(params: Params, root: Path) -> Metrics:
             deviation = float(np.std(found, ddof=1)) if len(found) > 1 else None
             metrics["few_labels"][percent(share)][space] = {"top1": float(np.mean(found)), "sd": deviation}
 
-    copies = inherited(root, "data/copies.npz")
-    if copies.exists() and (leaked := read_npz(copies, "of")["of"] >= 0).any() and not leaked.all():
+    copies = (root if (root / "data/images.npz").exists() else Path()) / "data/copies.npz"  # of the same images
+    leaked = read_npz(copies, "of")["of"] >= 0 if copies.exists() else np.zeros(len(test_labels), bool)
+    if len(leaked) == len(test_labels) and leaked.any() and not leaked.all():
         metrics["without_copies"] = {space: float(values[~leaked].mean()) for space, values in right.items()}
         metrics["without_copies"]["images"] = int((~leaked).sum())
 

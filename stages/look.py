@@ -24,19 +24,18 @@ PAIRS, VIEWS = 16, 16  # that are shown
 def look(params: Params, root: Path) -> Metrics:
     """Write data/copies.npz, the test images' copies in the training part, and the figures of copies and of views."""
     images = load_images(root)
-    numbers, leaks, _ = look_at(images.x_train, images.y_train, images.x_test, images.y_test, images.classes)
+    known = images.labels[: len(images.x_pretrain)]  # -1 for those that are for pretraining only
+    numbers, leaks, _ = look_at(images.x_pretrain, known, images.x_test, images.y_test, images.classes)
     warnings = words(numbers)
     for line in warnings:
         print(f"look: {line}", file=sys.stderr)
     write_npz(root / "data/copies.npz", of=leaks.of)
-    pairs = striking(leaks, images.y_test, images.y_train, PAIRS)
+    pairs = striking(leaks, images.y_test, known, PAIRS)
     figure = root / "reports/figures/copies.png"
     if len(pairs):
-        both = [(images.x_test[i], images.x_train[j]) for i, j in pairs]
+        both = [(images.x_test[i], images.x_pretrain[j]) for i, j in pairs]
         names = [(images.names[len(images.x_pretrain) + i], images.names[j]) for i, j in pairs]
-        labels = [
-            tuple(images.classes[y] if y >= 0 else "" for y in (images.y_test[i], images.y_train[j])) for i, j in pairs
-        ]
+        labels = [tuple(images.classes[y] if y >= 0 else "" for y in (images.y_test[i], known[j])) for i, j in pairs]
         draw(figure, twins_figure, both, names, labels, "Test images (above) and their copies in the training part (below)")
     else:
         draw(figure, note_figure, "No test image has a copy in the training part.")

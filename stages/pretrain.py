@@ -37,7 +37,7 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
         "code": code.digest(type(method).__module__, NO_ARITHMETIC),  # which the training loop does not import
         "options": method.options.model_dump(),
         "encoder": method.encoder.settings.model_dump(),
-        "images": images.digest,
+        "images": images.pixels_digest,
     }
 
     def write_curve(records: list[Record]) -> None:
@@ -67,6 +67,7 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
         "epochs": settings.epochs,
         "seconds": round(result.seconds, 1),
         "images_per_second": round(result.images_per_second, 1),
+        "settings": [{"model": model.model_dump(), "pretrain": settings.model_dump()}],
         # A list, which DVC's tables leave out.
         "trained": [
             params.model_dump(include={"recipe", "method", "latent_dim", "stop_gradient", "seed"})
@@ -81,8 +82,9 @@ def foretold(method: Any, pixels: torch.Tensor, images: ImageSet, settings: Pret
     step, tuning = seconds_a_step(method, pixels, settings), fitting.finetune(params.chosen.finetune, images)
     steps = settings.epochs * (len(pixels) // settings.batch_size)
     area = step / (method.views * settings.batch_size) / settings.augment.view_size**2
-    features = 2 / 3 * area * len(images.images) * images.size**2  # of two encoders, forward only
-    tuned = 2 * tuning.epochs * len(images.x_train) * area * tuning.augment.view_size**2 * images.labelled
+    features = 2 / 3 * area * (len(images.x_train) + len(images.x_test)) * images.size**2  # of two encoders
+    trainings = 2 + 2 * len(tuning.lr) * (len(tuning.lr) > 1)
+    tuned = trainings * tuning.epochs * len(images.x_train) * area * tuning.augment.view_size**2 * images.labelled
     minutes = (steps * step / 60, (features + tuned) / 60 + 1)
     return f"{steps:,} steps take about {minutes[0]:.1f} minutes here, and all that follows about {minutes[1]:.0f}"
 

@@ -63,6 +63,7 @@ def project(params: Params, root: Path) -> Metrics:
             name: centroid_distances(values, features["y_test"]).round(4).tolist() for name, values in spaces.items()
         }
 
+    metrics["settings"] = [fitted.model_dump()]
     frame = pd.DataFrame(table)
     write_text(root / "reports/projection.csv", frame.to_csv(index=False))
     draw(root / "reports/figures/maps.png", maps_figure, frame, names or ["image"])

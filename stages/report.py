@@ -1,6 +1,7 @@
 """The results on one page: python -m stages.report"""
 
 import io
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ def report(params: Params, root: Path) -> None:
     draw(figures / "curves.png", curves_figure, read_curve(curves / "pretrain.csv"), tuning)
     with of_another_shape(root):
         draw(figures / "accuracies.png", accuracies_figure, accuracy_rows(metrics), *chance_and_images(metrics))
-    settings = settings_that_ran(params)
+    settings = settings_that_ran(params, metrics)
     write_text(root / "reports/settings.yaml", settings)
     write_page(params, root, settings)
 
@@ -146,9 +147,17 @@ def chance_and_images(metrics: Metrics) -> tuple[float, int]:
     return metrics["download"]["chance"], metrics["download"]["test"]
 
 
-def settings_that_ran(params: Params) -> str:
-    """The parameters without the recipes that were not used, as YAML."""
+def settings_that_ran(params: Params, metrics: Metrics) -> str:
+    """The parameters without the recipes that were not used, as each stage fitted them to the images, as YAML."""
     content = params.in_use()
+    for stage, ran in {stage: found["settings"][0] for stage, found in metrics.items() if "settings" in found}.items():
+        ran = json.loads(json.dumps(ran))  # plain again
+        if stage == "pretrain":
+            content["recipes"][params.recipe] |= ran
+        elif stage == "finetune":
+            content["recipes"][params.recipe]["finetune"] = ran
+        else:
+            content[stage] = ran
     yaml, buffer = YAML(), io.StringIO()
     yaml.default_flow_style = None
     yaml.dump(content, buffer)

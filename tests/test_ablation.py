@@ -16,10 +16,9 @@ from scipy.stats import t as student
 from ablation.compare import Estimate, contrast, difference
 from ablation.figures import accuracy_figure
 from ablation.lind_bosch_hu.claims import CLAIMS, Grid, grid_of, judged
-from ablation.point import RESULTS, relevant, work
+from ablation.point import RESULTS, made_with, relevant, work
 from ablation.results import ARRAYS, MAPPED, NETWORKS, SPACES, Found, flat, read_one
 from ablation.study import axis_of, study
-from simsiam import code
 from simsiam.errors import UserError
 from simsiam.files import read_npz, write_json, write_npz
 from simsiam.images import ImageSet
@@ -91,7 +90,7 @@ def content(
         "explain": {"residual": dict.fromkeys(NETWORKS, 1e-6)} | {"mass": {"images": 100, "background": 10, **mass}},
     }  # fmt: skip
     result = {"point": point, "seed": seed, "classes": CLASSES, "test_images": TEST_IMAGES}
-    result["made_with"] = {"params": params | {"seed": seed}, "stages": stages, "code": "c", "images": "i", "machine": {}}
+    result["made_with"] = {"params": params | {"seed": seed}, "stages": stages, "code": {}, "images": "i", "machine": {}}
     result |= {stage: metrics[stage] for stage in stages}
     result = json.loads(json.dumps(result))
     for key, value in changes.items():
@@ -159,7 +158,7 @@ def write_result(root: Path, point: str, seed: int, **changes: Any) -> Path:
     params = load_point(root / "params.yaml", point, seed)
     stages = work(params)[point][1]
     result, arrays = content(relevant(params, stages), point, seed, stages, **changes)
-    result["made_with"] |= {"code": code.digest("ablation.point", code.FIGURES), "images": load_images(root).digest}
+    result["made_with"] |= made_with(params, stages, load_images(root).digest)
     place = root / RESULTS / point / str(seed)
     write_json(place.with_suffix(".json"), result)
     write_npz(place.with_suffix(".npz"), **arrays)
@@ -477,7 +476,7 @@ def test_results_made_otherwise_are_named_and_marked(
         put(result, key, value)
         write_json(path, result)
 
-    changed("d2", "made_with.code", "older")
+    changed("d2", "made_with.code.pretrain", "older")
     changed("d8", "made_with.images", "others")
     changed("d32", "made_with.params.recipes.laptop.pretrain.epochs", 3)
     for path in (root / "ablation/results/d128").glob("0.*"):

@@ -269,7 +269,7 @@ def test_other_files_only(tmp_path: Path) -> None:
 
 
 def test_too_many_pictures_for_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("simsiam.images.pictures.free_memory", lambda: 20_000)
+    monkeypatch.setattr("simsiam.images.pictures.free_memory", lambda: 60_000)
     read(fill(tmp_path, {"": 4}), size=16)
     with pytest.raises(Unusable, match=r"has 4 images: in 64 x 64 pixels .* set a smaller data\.size"):
         read(tmp_path, size=64)

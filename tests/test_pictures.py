@@ -128,10 +128,10 @@ def test_images_that_fit_are_not_copied(cifar: ImageSet) -> None:
 
 def test_what_has_no_place_in_memory_is_refused_with_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "free_memory", lambda: 2 * 10**9)
-    check_memory(80_000, 64)
+    check_memory(60_000, 64)
     with pytest.raises(Unusable) as caught:
         check_memory(100_000, 64)
     assert (
-        "has 100,000 images: in 64 x 64 pixels of 3 bytes, 2 times in memory, they need 2.5 GB where 2.0 GB are free"
-        in str(caught.value)
+        "has 100,000 images: in 64 x 64 pixels of 3 bytes, 2 times in memory, and 8,192 bytes of features each, "
+        "they need 3.3 GB where 2.0 GB are free" in str(caught.value)
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +112,13 @@ class ImageSet:
             found.update(b"no mirrors")
         return found.hexdigest()
 
+    @cached_property
+    def pixels_digest(self) -> str:
+        """SHA-256 of all that training without labels can depend on."""
+        found = hashlib.sha256(repr((self.x_pretrain.shape, self.mirrors)).encode())
+        found.update(np.ascontiguousarray(self.x_pretrain).data)
+        return found.hexdigest()
+
     def save(self, path: Path) -> None:
         """Write an npz that `load` reads."""
         write_npz(
@@ -124,6 +131,11 @@ class ImageSet:
             mirrors=np.array(self.mirrors),
             skipped=_packed(self.skipped),
         )
+
+
+def distinct_texts(classes: NDArray[Any]) -> bool:
+    """Whether an array can be the names of classes."""
+    return classes.ndim == 1 and classes.dtype.kind == "U" and len(np.unique(classes)) == len(classes) and "" not in classes
 
 
 def _pieces(images: Pixels) -> Iterator[Pixels]:
@@ -183,6 +195,8 @@ def load(path: Path, how: str | None = None) -> ImageSet:
             and {TRAIN, TEST} <= set(np.unique(found.split))
             and -1 <= found.labels.min() <= found.labels.max() < len(found.classes)
             and len(found.names) == n
+            and (distinct_texts(arrays["classes"]) or not arrays["classes"].size)
+            and arrays["mirrors"].dtype == bool
         )
     except (KeyError, ValueError, IndexError, TypeError):
         good = False

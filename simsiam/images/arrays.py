@@ -10,7 +10,7 @@ from PIL import Image
 
 from simsiam.errors import Unusable
 from simsiam.files import write_npz
-from simsiam.images import ORDER, TEST, TRAIN, UNLABELLED, ImageSet, Labels, Pixels, numbered
+from simsiam.images import ORDER, TEST, TRAIN, UNLABELLED, ImageSet, Labels, Pixels, distinct_texts, numbered
 from simsiam.images.pictures import as_seen, squared, usual_size
 
 Part = tuple[Any, Any]  # images and labels
@@ -52,14 +52,21 @@ def _are_pictures(images: Any) -> bool:
 
 def from_npz(arrays: Mapping[str, NDArray[Any]], test_share: float, seed: int) -> ImageSet:
     """The set of the arrays that `save_arrays` writes, still of any height and width. Raises Unusable."""
+    classes, mirrors = arrays.get("classes"), arrays.get("mirrors", np.array(True))
+    if classes is not None and not distinct_texts(classes):
+        raise Unusable(
+            f"has classes of shape {classes.shape} and type {classes.dtype}: they should be texts, each another one"
+        )
+    if mirrors.shape or mirrors.dtype != bool:
+        raise Unusable(f"has mirrors of shape {mirrors.shape} and type {mirrors.dtype}: it should be one bool")
     return gathered(
         (arrays["x_train"], arrays.get("y_train")),
         (arrays["x_test"], arrays.get("y_test")) if "x_test" in arrays else None,
         arrays.get("x_unlabelled"),
-        arrays["classes"].tolist() if "classes" in arrays else None,
+        None if classes is None else classes.tolist(),
         test_share,
         seed,
-        bool(arrays.get("mirrors", True)),
+        bool(mirrors),
     )
 
 
@@ -131,7 +138,7 @@ def _codes(
                 "be one number or name for each"
             )
     every = np.concatenate([labels.ravel() for labels in found.values()])
-    values = np.unique(every if every.dtype.kind == "U" else every[every >= 0])
+    values = np.unique(every[every != "-1"] if every.dtype.kind == "U" else every[every >= 0])
     if classes is not None:
         if values.dtype.kind == "U" or (len(values) and values[-1] >= len(classes)):
             raise Unusable(f"has the label {values[-1]}, and {len(classes)} classes, which are numbered from 0")
@@ -159,6 +166,8 @@ def check_counts(labels: Labels, split: Pixels, classes: Sequence[str]) -> None:
         raise Unusable(f"has one class only, {classes[0]}: two or more are needed, or images without any classes")
     if classes and (labels[split == TEST] < 0).any():
         raise Unusable("has test images without a label")
+    if classes and (labels[split == TRAIN] < 0).any():
+        raise Unusable("has training images without a label: mark them as unlabelled")
     for label, of in [(n, f" of class {name}") for n, name in enumerate(classes)] or [(-1, "")]:
         train, test = (int(((labels == label) & (split == part)).sum()) for part in (TRAIN, TEST))
         least = 1 if classes else 2  # two in all

@@ -28,6 +28,8 @@ from simsiam.images import ImageSet, from_arrays
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
+DIGEST = "867718fd69d34ead3e3ff02cdf3c02f961965bf6bd9d608567d95a552941d78f"  # `ImageSet.digest` of all of it
+
 # SHA-256 of the uint8 arrays in C order: images NHWC, both in the official order.
 SHA256 = {
     "x_train": "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",

@@ -8,7 +8,7 @@ import sys
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,27 +31,39 @@ SHOWN = 20  # unreadable files that are named on stderr
 LOST = 0.1  # the largest share of unreadable files that is only warned of
 
 
-def files(folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator["os.DirEntry[str]"]:
-    """All files below a folder, also through links, but no hidden ones. A link to nothing is a file, too."""
+def files(folder: str, seen: set[tuple[int, int]] | None = None) -> Iterator["os.DirEntry[str]"]:
+    """All files below a folder, also through links, but no hidden ones. A link to nothing is a file, too.
+
+    Links to one folder are followed once, so that no loop of them is walked for ever. seen: folders that were walked.
+    """
+    seen = set() if seen is None else seen
     status = os.stat(folder)
-    here = status.st_dev, status.st_ino
-    if here in above:  # a link to a folder that it lies in
-        return
+    seen.add((status.st_dev, status.st_ino))
     with os.scandir(folder) as entries:
-        for entry in entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith(".") or entry.name.lower() in CLUTTER:
                 continue
-            if entry.is_dir():
-                yield from files(entry.path, (*above, here))
-            elif entry.is_file() or entry.is_symlink():
+            if _is(entry.is_dir):
+                status = entry.stat()
+                if not entry.is_symlink() or (status.st_dev, status.st_ino) not in seen:
+                    yield from files(entry.path, seen)
+            elif entry.is_symlink() or _is(entry.is_file):
                 yield entry
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    """False also of a link to itself."""
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 def fingerprint(folder: Path) -> str:
     """SHA-256 of the names, sizes and times of all files in it: another one where any was added, removed or replaced."""
     found, start = [], len(str(folder)) + 1
     for entry in files(str(folder)):
-        status = entry.stat() if entry.is_file() else entry.stat(follow_symlinks=False)
+        status = entry.stat() if _is(entry.is_file) else entry.stat(follow_symlinks=False)
         found.append(f"{entry.path[start:]}\0{status.st_size}\0{status.st_mtime_ns}")
     return hashlib.sha256(os.fsencode("\n".join(sorted(found)))).hexdigest()
 
@@ -71,7 +83,14 @@ def read(folder: Path, size: int | None, square: Square, test_share: float, seed
     What a user may not expect is a line on stderr. Raises Unusable, also where the folder changes meanwhile.
     """
     before = fingerprint(folder)
-    every = {_printable(entry.path[len(str(folder)) + 1 :]): entry.path for entry in files(str(folder))}
+    every: dict[str, str] = {}
+    for entry in files(str(folder)):
+        name = _printable(entry.path[len(str(folder)) + 1 :])
+        if name in every:
+            raise Unusable(
+                f"holds two files that read {name!r}, in other letters each: rename one of the two (or its folder)"
+            )
+        every[name] = entry.path
     names, split, labels, classes = layout(sorted(every, key=natural), test_share, seed)
     check_counts(labels, split, classes)
     order = np.lexsort((in_turn(labels, split), ORDER[split]))
@@ -148,6 +167,11 @@ def layout(names: list[str], test_share: float, seed: int) -> tuple[list[str], n
         only = [f"{', '.join(sorted(of_part[part] - of_part[1 - part], key=natural)) or 'none'}" for part in (TRAIN, TEST)]
         raise Unusable(
             f"has other classes for training than for testing: only for training {only[0]}; only for testing {only[1]}"
+        )
+    if not classes and (beside := {name.split("/")[0] for name in pictures if "/" in name and not _role(name)}):
+        raise Unusable(
+            f"has {', '.join(sorted(tops.values()))}/ without folders of classes in it, and {min(beside)}/ beside it: put "
+            "classes into the former, or give it another name if it is a class"
         )
     if len(classes) == 1:
         raise Unusable(

@@ -26,13 +26,22 @@ def read(arrays: Mapping[str, NDArray[Any]], test_share: float, seed: int) -> Im
         images, labels = arrays[f"{part}_images"].shape, arrays[f"{part}_labels"].shape
         if len(images) == 5 or (len(images) == 4 and images[3] not in (1, 3)):
             raise Unusable(f"has 3-D images, {part}_images of shape {images}: only files of 2-D images can be used")
+        first = arrays["train_images"].shape
+        if len(images) < 3 or images[1:] != first[1:] or labels[:1] != images[:1]:
+            raise Unusable(
+                f"has {part}_images of shape {images} and {part}_labels of shape {labels}: there should be one label for each "
+                f"image, and all images in one shape (train_images: {first})"
+            )
         if len(labels) > 1 and labels[1] > 1:
             raise Unusable(f"is multi-label, {part}_labels of shape {labels}: only files with one label each can be used")
     if "val" in parts:
         print("download: the validation images join those for training", file=sys.stderr)
 
     def joined(*of: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        found = [np.concatenate([arrays[f"{part}_{kind}"] for part in of if part in parts]) for kind in ("images", "labels")]
-        return found[0], found[1]
+        chosen = [part for part in of if part in parts]
+        images = np.concatenate([arrays[f"{part}_images"] for part in chosen])
+        return images, np.concatenate(
+            [arrays[f"{part}_labels"].reshape(len(arrays[f"{part}_images"]), -1) for part in chosen]
+        )
 
     return gathered(joined("train", "val"), joined("test") if "test" in parts else None, None, None, test_share, seed)

@@ -15,6 +15,7 @@ from simsiam.machine import free_memory
 
 SMALLEST, USUAL = 16, 64  # the side of images whose size nobody has set lies between these
 COPIES = 2  # of all images, which a training has in memory
+FEATURES = 8192  # bytes an image: 512 numbers on the backbone and 512 on the latent, of two encoders
 WHITES = (255, 4095, 65535)  # of 8, 12 and 16 bits: medical images of 12 bits come in files of 16
 Square = Literal["crop", "pad"]
 
@@ -70,9 +71,10 @@ def fitted(images: Pixels, size: int | None, square: Square) -> Pixels:
 
 def check_memory(count: int, size: int) -> None:
     """Raises Unusable where the pipeline would not have the memory for so many images of that size."""
-    need, free = COPIES * count * size * size * 3, free_memory()
+    need, free = count * (COPIES * size * size * 3 + FEATURES), free_memory()
     if need > free:
         raise Unusable(
-            f"has {count:,} images: in {size} x {size} pixels of 3 bytes, {COPIES} times in memory, they need "
-            f"{need / 1e9:.1f} GB where {free / 1e9:.1f} GB are free: set a smaller data.size, or take fewer images"
+            f"has {count:,} images: in {size} x {size} pixels of 3 bytes, {COPIES} times in memory, and {FEATURES:,} bytes "
+            f"of features each, they need {need / 1e9:.1f} GB where {free / 1e9:.1f} GB are free: set a smaller data.size, "
+            "or take fewer images"
         )

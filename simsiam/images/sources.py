@@ -66,7 +66,7 @@ def fingerprint(data: Data, seed: int) -> str:
 
 def title(data: Data, images: ImageSet) -> str:
     """What to call the images."""
-    if images.classes == cifar10.CLASSES or data.source in CIFAR10:
+    if data.source in CIFAR10 or images.digest == cifar10.DIGEST:
         return "CIFAR-10"
     if data.source in (named := {"cifar100": "CIFAR-100", "digits": "scikit-learn's digits"}):
         return named[data.source]
@@ -127,7 +127,9 @@ def _read_zip(path: Path, data: Data, seed: int) -> ImageSet:
         with contextlib.suppress(Unusable):
             return cifar10.read(path)
     if "images" in names:
-        return load(path, how=MEND)
+        images = load(path, how=MEND)
+        arrays.check_counts(images.labels, images.split, images.classes)
+        return images
     if "train_images" in names:
         return medmnist.read(read_npz(path, how=MEND), data.test_share, seed)
     if "x_train" in names:
