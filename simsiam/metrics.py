@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.stats import entropy
+from scipy.stats import entropy, rankdata
 
 from simsiam.images import Floats, Labels
 
@@ -29,9 +29,8 @@ def accuracies(scores: Floats, labels: Labels) -> dict[str, float]:
         right = np.bincount(labels, weights=scores.argmax(1) == labels, minlength=len(counts))
         found["balanced"] = float((right[counts > 0] / counts[counts > 0]).mean())
     if len(counts) == 2 and counts.min():
-        from sklearn.metrics import roc_auc_score  # which training does without
-
-        found["auc"] = float(roc_auc_score(labels, scores[:, 1] - scores[:, 0]))
+        ranks = rankdata(scores[:, 1] - scores[:, 0])[labels == 1]  # equal scores share theirs
+        found["auc"] = float((ranks.mean() - (counts[1] + 1) / 2) / counts[0])
     return found
 
 
