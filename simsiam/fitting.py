@@ -14,6 +14,7 @@ from simsiam.images import ImageSet, Labels
 from simsiam.settings import Augment, Embed, Explain, Finetune, LinearEval, Model, Pretrain, Project, Section
 
 SIDE = 32  # of the images that view sizes and backgrounds are given for, in pixels
+SMALL = 16  # up to this side a stem that halves it leaves one place at the end, of which a new network sees a corner
 LARGE = 96  # from this side on a stem that halves the image twice
 FEWEST = 4  # labels of a class, of which one may be held out
 T = TypeVar("T", Pretrain, Finetune)
@@ -21,8 +22,16 @@ S = TypeVar("S", bound=Section)
 
 
 def model(settings: Model, images: ImageSet) -> Model:
-    """Large images go through the stem that was made for them."""
-    return settings.model_copy(update={"stem": "imagenet"}) if images.size >= LARGE else settings
+    """Large images go through the stem that was made for them, small ones through one that halves nothing.
+
+    A new network's blocks are their shortcuts, which look at one pixel of two: at 16 pixels the `strided` one sees 3 x 3 of
+    the image's corner, and as a control it would be no better than chance.
+    """
+    if images.size >= LARGE:
+        return settings.model_copy(update={"stem": "imagenet"})
+    if images.size <= SMALL and settings.stem == "strided":
+        return settings.model_copy(update={"stem": "cifar"})
+    return settings
 
 
 def pretrain(settings: Pretrain, images: ImageSet) -> Pretrain:

@@ -15,10 +15,10 @@ from simsiam.files import write_npz
 from simsiam.images import ImageSet, split, to_tensor
 from simsiam.networks import Classifier, Encoder, load_classifier, load_encoder, with_head
 from simsiam.parallel import local_device
-from simsiam.plots import draw, shap_figure
+from simsiam.plots import draw, note_figure, shap_figure
 from simsiam.settings import Explain, Params
 from stages.common import Metrics, load_images, main
-from stages.left_out import left_out
+from stages.left_out import REASON, left_out
 
 
 def explain(params: Params, root: Path) -> Metrics:
@@ -30,7 +30,8 @@ def explain(params: Params, root: Path) -> Metrics:
     """
     images, device = load_images(root), local_device()
     if not images.labelled:
-        return left_out("explain", root, "data/shap.npz", "reports/figures/shap.png")
+        draw(root / "reports/figures/shap.png", note_figure, f"SHAP is left out: {REASON}")
+        return left_out("explain", root, "data/shap.npz")
     chosen = fitting.say("explain", params.explain, fitting.explain(params.explain, images), fitting.of(images))
     torch.backends.cudnn.allow_tf32 = False  # a GPU's rounding to TF32 would show in the residual
 

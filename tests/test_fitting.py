@@ -114,6 +114,12 @@ def test_views_do_what_the_images_allow() -> None:
     assert fitting.augment(asked, some(100, 20, grey=True)) == but(asked, jitter=[0.4, 0.4, 0.0, 0.0], grey=0.0)
 
 
+def test_small_images_have_a_stem_that_does_not_halve_them() -> None:
+    assert fitting.model(recipe("laptop").model, some(100, 20, 16)) == but(recipe("laptop").model, stem="cifar")
+    assert fitting.model(recipe("laptop").model, some(100, 20, 17)) == recipe("laptop").model
+    assert fitting.model(recipe("report").model, some(100, 20, 16)) == recipe("report").model
+
+
 def test_large_images_have_a_stem_that_halves_them_twice() -> None:
     model = recipe("laptop").model
     assert fitting.model(model, some(100, 20, 95)).stem == "strided"

@@ -336,6 +336,6 @@ def test_what_a_source_is_called(tmp_path: Path, cifar: ImageSet, monkeypatch: p
     }
     for source, name in given.items():
         assert sources.title(but(DATA, source=source), others) == name
-    monkeypatch.setattr(sources.cifar10, "DIGEST", cifar.digest)
+    monkeypatch.setattr("simsiam.images.cifar10.DIGEST", cifar.digest)
     assert sources.title(but(DATA, source="."), cifar) == sources.title(but(DATA, source="auto"), others) == "CIFAR-10"
     assert sources.title(but(DATA, source="."), replace(cifar, labels=cifar.labels[::-1])) == "scans 2.1"

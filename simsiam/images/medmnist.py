@@ -29,8 +29,8 @@ def read(arrays: Mapping[str, NDArray[Any]], test_share: float, seed: int) -> Im
         first = arrays["train_images"].shape
         if len(images) < 3 or images[1:] != first[1:] or labels[:1] != images[:1]:
             raise Unusable(
-                f"has {part}_images of shape {images} and {part}_labels of shape {labels}: there should be one label for each "
-                f"image, and all images in one shape (train_images: {first})"
+                f"has {part}_images of shape {images} and {part}_labels of shape {labels}: there should be one label for "
+                f"each image, and all images in one shape (train_images: {first})"
             )
         if len(labels) > 1 and labels[1] > 1:
             raise Unusable(f"is multi-label, {part}_labels of shape {labels}: only files with one label each can be used")
