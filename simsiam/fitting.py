@@ -78,7 +78,8 @@ def embed(settings: Embed, images: ImageSet) -> Embed:
 
 def linear_eval(settings: LinearEval, labels: Labels) -> LinearEval:
     """A fifth of the images at most is held out; of a share of the labels the smallest class has `FEWEST`."""
-    shares = [share for share in settings.few_labels if math.floor(share * np.bincount(labels).min()) >= FEWEST]
+    fewest = np.bincount(labels).min()
+    shares = [share for share in settings.few_labels if share * fewest >= FEWEST]
     return settings.model_copy(update={"held_out": held_out(settings.held_out, len(labels)), "few_labels": shares})
 
 

@@ -15,11 +15,11 @@ from simsiam.engine import pick_device
 from simsiam.files import read_npz, write_csv, write_npz
 from simsiam.images import split
 from simsiam.metrics import accuracies, top_k
-from simsiam.plots import confusion_figure, draw
+from simsiam.plots import confusion_figure, draw, note_figure
 from simsiam.probe import ONE_THREAD, POOLS, linear_probe
 from simsiam.settings import Params, percent
 from stages.common import Metrics, main
-from stages.left_out import left_out
+from stages.left_out import REASON, left_out
 
 SPACES = ("backbone", "latent", "random_backbone", "random_latent")
 
@@ -36,13 +36,8 @@ def linear_eval(params: Params, root: Path) -> Metrics:
     features = read_npz(root / "data/features.npz", *(f"{space}_train" for space in SPACES), "y_train", "y_test", "classes")
     labels, test_labels, names = features["y_train"], features["y_test"], tuple(features["classes"].tolist())
     if not names:
-        outs = (
-            "data/predictions.npz",
-            "models/linear.pt",
-            "reports/curves/linear_eval.csv",
-            "reports/figures/confusion.png",
-        )
-        return left_out("linear_eval", root, *outs)
+        draw(root / "reports/figures/confusion.png", note_figure, f"The confusion matrix is left out: {REASON}")
+        return left_out("linear_eval", root, "data/predictions.npz", "models/linear.pt", "reports/curves/linear_eval.csv")
     chosen = fitting.linear_eval(params.linear_eval, labels)
     fitting.say("linear_eval", params.linear_eval, chosen, f"{len(labels):,} images of {len(names)} classes")
     metrics: Metrics = {}

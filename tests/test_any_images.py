@@ -267,7 +267,7 @@ def test_without_labels_all_else_is_done(without_labels: Run) -> None:
     assert without_labels.told.count("left out, as the images have no labels") == 3
     assert all(found[stage]["left_out"] for stage in ("linear_eval", "finetune", "explain"))
     assert not {"knn", "precision_at_8"} & set(found["embed"]) and found["download"]["chance"] == 0
-    assert set(found["project"]) - {"run"} == {"backbone", "latent", "random_backbone"}
+    assert set(found["project"]) - {"run", "settings"} == {"backbone", "latent", "random_backbone"}
     assert all(set(found["project"][space]) == {"pca_variance_2", "pca", "tsne"} for space in ("backbone", "latent"))
     page = without_labels.page
     assert "no labels, so nothing can be read out" in page and "without labels" in page and 'id="neighbours"' in page

@@ -81,7 +81,7 @@ def test_any_images_have_settings_that_work(of: str) -> None:
         for name in ("finetune", "linear_eval"):
             assert 1 <= fitted[name].held_out <= train / 5, case
         for share in fitted["linear_eval"].few_labels:
-            assert share * np.bincount(images.y_train).min() >= 4, case
+            assert share * np.bincount(images.y_train.clip(0)).min() >= 4, case
         assert 1 <= fitted["embed"].knn_k <= train / max(1, classes), case
         assert fitted["embed"].queries and max(fitted["embed"].queries) < test, case
         assert fitted["explain"].images and max(fitted["explain"].images) < test, case
@@ -92,7 +92,7 @@ def test_any_images_have_settings_that_work(of: str) -> None:
 def test_few_images_get_more_epochs_of_smaller_batches() -> None:
     laptop = recipe("laptop")
     fitted = fitting.pretrain(laptop.pretrain, some(200, 60, classes=2, unlabelled=40))
-    assert fitted.batch_size == 120 and fitted.epochs == 300  # of two steps each
+    assert fitted.batch_size == 120 and fitted.epochs == 200  # of two steps each
     assert fitting.pretrain(laptop.pretrain, some(10, 2, classes=2)).batch_size == 5
     assert fitting.pretrain(laptop.pretrain, some(6, 2, classes=2)).batch_size == 4
     tuned = fitting.finetune(laptop.finetune, some(200, 60, classes=2, unlabelled=40))
