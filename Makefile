@@ -35,6 +35,7 @@ bench: repository .venv/installed
 	dvc repro download
 	python -m benchmarks.throughput
 	python -m benchmarks.arithmetic
+	python -m benchmarks.sizes
 
 soak: repository .venv/installed
 	python -m tests.soak

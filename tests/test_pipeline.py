@@ -4,9 +4,12 @@ import ast
 import json
 import re
 import shutil
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
@@ -50,13 +53,13 @@ def test_the_readme_says_what_the_committed_runs_found() -> None:
     """Of the last commit, as the workspace may hold an experiment."""
 
     def committed(path: str) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(run("git", "show", f"HEAD:reports/{path}.json", at=ROOT).stdout)
+        content: dict[str, Any] = json.loads(run("git", "show", f"HEAD:{path}.json", at=ROOT).stdout)
         return content
 
     readme = (ROOT / "README.md").read_text()
-    linear, knn = committed("metrics/linear_eval")["linear_eval"], committed("metrics/embed")["embed"]["knn"]
-    tuned, trained = committed("metrics/finetune")["finetune"], committed("metrics/pretrain")["pretrain"]
-    few, near = linear["few_labels"]["1%"], committed("metrics/embed")["embed"]["precision_at_8"]
+    linear, knn = committed("reports/metrics/linear_eval")["linear_eval"], committed("reports/metrics/embed")["embed"]["knn"]
+    tuned, trained = committed("reports/metrics/finetune")["finetune"], committed("reports/metrics/pretrain")["pretrain"]
+    few, near = linear["few_labels"]["1%"], committed("reports/metrics/embed")["embed"]["precision_at_8"]
 
     def top(scores: dict[str, float], mark: str = "") -> str:
         return f"{mark}{100 * scores['top1']:.1f} %{mark} / {100 * scores['top5']:.1f} %"
@@ -77,7 +80,21 @@ def test_the_readme_says_what_the_committed_runs_found() -> None:
         f"{trained['epochs']} epochs of pretraining in {trained['seconds']:.0f} s",
         f"where the optimum has {100 * linear['latent']['top1']:.1f} %",
     ]
-    models = committed("benchmarks/throughput")["models"].values()
+    copies = committed("reports/metrics/look")["look"]["copies"]["test"]
+    clean = linear["without_copies"]["backbone"]
+    expected += [
+        f"Of CIFAR-10's test images {copies['exact'] + copies['near']} have a near copy among the training images",
+        f"has {100 * clean:.1f} % instead of {100 * linear['backbone']['top1']:.1f} %",
+    ]
+    digits = [committed(f"ablation/results/digits/{seed}") for seed in range(3)]
+    for stage, key, control in (
+        ("linear_eval", "backbone.top1", "random_backbone.top1"),
+        ("embed", "knn.backbone", "knn.random_backbone"),
+        ("finetune", "top1", "scratch.top1"),
+    ):
+        both = [[100 * reduce(getitem, each.split("."), found[stage]) for found in digits] for each in (key, control)]
+        expected.append(" and ".join(f"{np.mean(of):.1f} ± {np.std(of, ddof=1):.1f} %" for of in both))
+    models = committed("reports/benchmarks/throughput")["models"].values()
     for loop, name in (("ours", ""), ("bare", "ours/bare"), ("lightly", "ours/lightly"), ("plain", "ours/plain")):
         cells = []
         for model in models:
