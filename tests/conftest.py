@@ -16,7 +16,8 @@ from tests.some import TINY, cifar_500
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, one for each test process."""
-    long = ["test_pipeline.py", "test_grid.py", "test_survival.py", "test_finetune.py", "test_ablation.py"]
+    long = ["test_pipeline.py", "test_grid.py", "test_survival.py", "test_any_images.py", "test_any_folder.py"]
+    long += ["test_finetune.py", "test_ablation.py"]
     items.sort(key=lambda item: long.index(item.path.name) if item.path.name in long else len(long))
 
 

@@ -130,7 +130,9 @@ def hundred(tmp_path_factory: pytest.TempPathFactory) -> Run:
         images = (colour + rng(n).normal(0, 30, (4, 16, 16, 3))).clip(0, 255).astype(np.uint8)
         write(source / f"train/kind {n}", images[:3])
         write(source / f"test/kind {n}", images[3:])
-    return through(tmp_path_factory.mktemp("of hundred"), quick(data__source=str(source), explain__mass_images=0))
+    return through(
+        tmp_path_factory.mktemp("of hundred"), quick(data__source=str(source), explain__mass_images=0, explain__images=[0])
+    )
 
 
 RUNS = ("digits", "folder", "medmnist", "without_labels", "hundred")

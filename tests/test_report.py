@@ -68,9 +68,9 @@ DAMAGES: list[tuple[str, Any, str]] = [  # key, what is there instead, what is t
     ("pretrain.run", [{}], "pretrain.json has no pretrain.run.seconds: delete it"),
     ("pretrain.trained", [], "IndexError"),
     ("embed.knn", 7, "TypeError"),
-    ("download.classes", 0, "ZeroDivisionError"),
+    ("download.classes", "ten", "TypeError"),
     ("embed.rankme.latent", "much", "TypeError"),
-    ("project.latent", 0.5, "UndefinedError"),
+    ("project.latent", 0.5, "StrictUndefined"),
     ("explain.additivity_residual", None, "TypeError"),
     ("linear_eval.latent", "x", "TypeError"),
 ]
