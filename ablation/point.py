@@ -8,6 +8,7 @@ GNU parallel or an array job. Trainings that two points share are done once (`.c
 
 import sys
 from argparse import ArgumentParser, RawTextHelpFormatter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,12 @@ def relevant(params: Params, stages: list[str]) -> dict[str, Any]:
     return {key: value for key, value in params.in_use().items() if key not in others}
 
 
+@cache
+def code_of(stage: str) -> str:
+    """The digest of a stage's code, but for how figures are drawn."""
+    return code.digest(f"stages.{stage}", code.FIGURES)
+
+
 def made_with(params: Params, stages: list[str], shared: str) -> dict[str, Any]:
     """What a result depends on: the params in use, the stages, their code and the images.
 
@@ -66,7 +73,7 @@ def made_with(params: Params, stages: list[str], shared: str) -> dict[str, Any]:
     return {
         "params": relevant(params, stages),
         "stages": stages,
-        "code": {stage: code.digest(f"stages.{stage}", code.FIGURES) for stage in stages},
+        "code": {stage: code_of(stage) for stage in stages},
         "images": fingerprint(params.data, params.seed) if "download" in stages else shared,
     }
 
