@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from simsiam import images
 from simsiam.errors import UserError
 from simsiam.files import write_json
@@ -65,7 +67,7 @@ class plainly:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._stop)  # a training has a handler of its own, which saves first
         if "DVC_STAGE" in os.environ:
-            threading.Thread(target=_stop_without, args=[os.getppid()], daemon=True).start()
+            threading.Thread(target=_stop_without, args=[_starter()], daemon=True).start()
 
     def _stop(self, number: int, frame: object) -> None:
         print(f"error: {self.name}: stopped", file=sys.stderr)
@@ -92,9 +94,17 @@ def load_images(root: Path) -> ImageSet:
     return images.load(own if own.exists() else Path("data/images.npz"))
 
 
-def _stop_without(parent: int) -> None:
+def _starter() -> psutil.Process | None:
+    """The process that started this one, seen through the shell that some systems keep between the two."""
+    parent = psutil.Process().parent()
+    if parent and parent.cmdline()[-2:-1] == ["-c"] and "python" in parent.cmdline()[-1]:
+        return parent.parent()
+    return parent
+
+
+def _stop_without(starter: psutil.Process | None) -> None:
     """Stop this process, as Ctrl-C would, when the process that started it has gone."""
-    while os.getppid() == parent:
+    while starter and starter.is_running() and starter.status() != psutil.STATUS_ZOMBIE:
         time.sleep(1)
     print("DVC has gone: stopping", file=sys.stderr)
     os.kill(os.getpid(), signal.SIGTERM)
