@@ -175,6 +175,8 @@ def train(
             on_epoch(now.records)
         if rounding["compiled"]:
             network = torch.compile(network)  # type: ignore[assignment]
+        if device.type == "cuda" and processes == 1:
+            network = _Recorded(network)
 
         def save() -> None:
             if store and rank == 0:
@@ -193,7 +195,8 @@ def train(
                     group["lr"] = peak if group["constant"] else rate
                 batch = order[step * batch_size : (step + 1) * batch_size].chunk(processes)[rank]
                 generator = Generator().manual_seed(derive(seed, 1, now.step, rank))
-                with torch.autocast(device.type, torch.bfloat16, enabled=rounding["precision"] == "bf16"):
+                bf16 = rounding["precision"] == "bf16"
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=device.type == "cpu"):
                     loss, extras = loss_of(network, batch, generator)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -203,6 +206,39 @@ def train(
                 books.note({"loss": loss.detach(), **extras}, rate)
     speed = total * batch_size / max(now.seconds - now.paused, 1e-9)
     return Result(now.records, now.seconds, speed, now.machine)
+
+
+class _Recorded(nn.Module):
+    """A network whose forward and backward pass on a GPU are recorded at the first call, and replayed from then on.
+
+    Launching a ResNet-18's thousand kernels takes the host longer than it takes the GPU to run them, even at a batch of 512.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.replayed: Callable[..., Any] | None = None
+
+    def forward(self, *inputs: Tensor) -> Any:
+        if self.replayed is None:
+            # Recording runs the network some times, which moves BatchNorm's statistics.
+            before = [buffer.clone() for buffer in self.network.buffers()]
+            whole, samples = _Called(self.network), tuple(each.clone() for each in inputs)
+            self.replayed = torch.cuda.make_graphed_callables(whole, samples, allow_unused_input=True)
+            for buffer, value in zip(self.network.buffers(), before, strict=True):
+                buffer.copy_(value)
+        return self.replayed(*inputs)
+
+
+class _Called(nn.Module):
+    """A network inside a plain module, since recording replaces `forward`, which a compiled one does not let it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.network(*inputs)
 
 
 class _Books:

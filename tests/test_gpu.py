@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,18 +97,34 @@ def test_a_killed_training_goes_on(
     killed = SimSiam(Encoder(tiny), OPTIONS)
     steps = 0
 
-    def stop(module: nn.Module, inputs: object) -> None:
+    def views(*given: Any) -> list[Tensor]:
         nonlocal steps
         steps += 1
         if steps == 11:
             raise RuntimeError("killed")
+        return random_views(*given)
 
-    killed.register_forward_pre_hook(stop)
+    monkeypatch.setattr("simsiam.pretrain.random_views", views)
     with pytest.raises(RuntimeError, match="killed"):
         pretrain(killed, pixels, settings=SETTINGS, seed=0, store_for=kept(tmp_path))
+    monkeypatch.setattr("simsiam.pretrain.random_views", random_views)
     resumed = pretrain(SimSiam(Encoder(tiny), OPTIONS), pixels, settings=SETTINGS, seed=0, store_for=kept(tmp_path))
     assert [record["step"] for record in resumed.records] == [8, 16]
     assert resumed.records[-1]["loss"] == pytest.approx(whole.records[-1]["loss"], abs=0.02)  # not bit for bit here
+
+
+def test_a_recorded_training_is_the_same_training(
+    tiny: EncoderSettings, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is replayed computes what was recorded, and recording leaves no trace in BatchNorm's statistics."""
+    pixels, settings = images.to(pick_device()), but(SETTINGS, precision="fp32")
+    recorded, launched = SimSiam(Encoder(tiny), OPTIONS), SimSiam(Encoder(tiny), OPTIONS)
+    one = pretrain(recorded, pixels, settings=settings, seed=0)
+    monkeypatch.setattr("simsiam.engine._Recorded", lambda network: network)
+    two = pretrain(launched, pixels, settings=settings, seed=0)
+    assert [record["loss"] for record in one.records] == pytest.approx([record["loss"] for record in two.records], abs=5e-3)
+    for (name, ours), theirs in zip(recorded.state_dict().items(), launched.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02, msg=name)
 
 
 def test_a_compiled_training_is_the_same_training(tiny: EncoderSettings, images: Tensor) -> None:
