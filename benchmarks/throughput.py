@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.peers import lightly_steps, plain_steps
 from simsiam import images
 from simsiam.augment import random_views
-from simsiam.engine import pick_device, resolve_precision
+from simsiam.engine import Recorded, pick_device, resolve_precision
 from simsiam.files import write_json
 from simsiam.images import ImageSet, to_tensor
 from simsiam.machine import machine
@@ -98,8 +98,10 @@ def bare_steps(model: Any, views: list[Tensor], settings: Pretrain) -> Iterator[
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
     bf16 = resolve_precision(settings.precision, device) == "bf16"
     network: nn.Module = torch.compile(model) if settings.compile == "always" else model  # type: ignore[assignment]
+    if device.type == "cuda":
+        network = Recorded(network)
     while True:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=device.type == "cpu"):
             loss, _ = network(*views)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -212,11 +214,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/throughput"), help="path without its ending")
     options = parser.parse_args()
     device, data = pick_device(), images.load(Path("data/images.npz"))
-    where = machine() | {"lightly": version("lightly") if has_lightly() else "not installed"}
     results: dict[str, Any] = {}
     for name in BATCH[device.type]:
         params = load(Path("params.yaml"), [f"recipe={name}", f"latent_dim={LATENT_DIM[name]}"])
         results[name] = measure(name, params, data, device, options.rounds, options.compile)
+        # Only now is a GPU in use, whose name is asked for.
+        where = machine() | {"lightly": version("lightly") if has_lightly() else "not installed"}
         write_json(options.out.with_suffix(".json"), {"machine": where, "rounds": options.rounds, "models": results})
     for name, result in results.items():
         print(f"\n{name}: batch {result['batch_size']}, {result['precision']}, {result['gflop_per_pair']} GFLOP a pair")

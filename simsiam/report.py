@@ -58,10 +58,18 @@ def embedded(png: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def render(title: str | None, metrics: Metrics, figures: dict[str, bytes], parameters: str, studies: list[Study]) -> str:
+def render(
+    title: str | None,
+    metrics: Metrics,
+    figures: dict[str, bytes],
+    parameters: str,
+    studies: list[Study],
+    released: Metrics | None = None,
+) -> str:
     """The page as HTML. Without a title it says what was learned from what.
 
-    metrics: every stage's, by the stage's name; figures: PNG bytes by name; parameters: the settings that ran, as YAML.
+    metrics: every stage's, by the stage's name; figures: PNG bytes by name; parameters: the settings that ran, as YAML;
+    released: the card of an encoder of the same images that stands beside (`simsiam.released`).
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -76,5 +84,6 @@ def render(title: str | None, metrics: Metrics, figures: dict[str, bytes], param
         stages={name: content["run"][0] for name, content in metrics.items()},
         figures={name: embedded(png) for name, png in figures.items()},
         parameters=parameters,
+        released=released,
         studies=[(study, [(caption, embedded(png)) for caption, png in study.figures]) for study in studies],
     )

@@ -33,6 +33,7 @@ FIGURES = (
     "variance",
     "views",
 )
+RELEASED = Path(__file__).parents[1] / "released/card.json"  # of the encoder that comes with the repository
 CLAIM = ("claim", "where", "rule", "finding", "control", "verdict", "reason")
 STAGES = ("download", "look", "pretrain", "embed", "linear_eval", "finetune", "project", "explain")
 
@@ -63,15 +64,17 @@ def write_page(params: Params, root: Path, settings: str) -> None:
         except UserError as error:
             print(f"report: without study {path.parent.name}: {error}", file=sys.stderr)
     metrics, pictures = read_metrics(root), {name: read_picture(root / f"reports/figures/{name}.png") for name in FIGURES}
+    card = read_json(RELEASED) if RELEASED.exists() else None
+    beside = card if card and card["images"]["name"] == metrics["download"]["name"] else None
     with of_another_shape(root):
-        page = render(params.report.title, metrics, pictures, settings, studies)
+        page = render(params.report.title, metrics, pictures, settings, studies, beside)
     write_text(root / "reports/index.html", page)
 
 
-def read_metrics(root: Path) -> Metrics:
+def read_metrics(root: Path, stages: tuple[str, ...] = STAGES) -> Metrics:
     """Every stage's metrics, by the stage's name."""
     metrics: Metrics = {}
-    for stage in STAGES:
+    for stage in stages:
         path = root / f"reports/metrics/{stage}.json"
         content = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get(stage), dict):

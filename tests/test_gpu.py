@@ -117,12 +117,12 @@ def test_a_recorded_training_is_the_same_training(
     tiny: EncoderSettings, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is replayed computes what was recorded, and recording leaves no trace in BatchNorm's statistics."""
-    pixels, settings = images.to(pick_device()), but(SETTINGS, precision="fp32")
+    pixels, settings = images.to(pick_device()), but(SETTINGS, precision="fp32", lr=1e-3)  # rounding does not grow there
     recorded, launched = SimSiam(Encoder(tiny), OPTIONS), SimSiam(Encoder(tiny), OPTIONS)
     one = pretrain(recorded, pixels, settings=settings, seed=0)
-    monkeypatch.setattr("simsiam.engine._Recorded", lambda network: network)
+    monkeypatch.setattr("simsiam.engine.Recorded", lambda network: network)
     two = pretrain(launched, pixels, settings=settings, seed=0)
-    assert [record["loss"] for record in one.records] == pytest.approx([record["loss"] for record in two.records], abs=5e-3)
+    assert [record["loss"] for record in one.records] == pytest.approx([record["loss"] for record in two.records], abs=2e-3)
     for (name, ours), theirs in zip(recorded.state_dict().items(), launched.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02, msg=name)
 
