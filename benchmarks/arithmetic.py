@@ -51,7 +51,7 @@ def main() -> None:
     results: dict[str, dict[str, Any]] = {}
     for name, change in RUNS.items():
         seed, settings = change.get("seed", 0), base.model_copy(update={key: change[key] for key in change if key != "seed"})
-        method = build(params.model_copy(update={"seed": seed}), data.normalisation)
+        method = build(params.model_copy(update={"seed": seed}), data)
         result = pretrain(method, pictures[kept], settings=settings, seed=seed)
         features, _ = extract(method.encoder, pictures)
         similarities, indices = nearest(features[kept], features[held], params.embed.knn_k)

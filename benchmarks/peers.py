@@ -73,7 +73,7 @@ def lightly_steps(
     layers = [(size, settings.projector_hidden, nn.BatchNorm1d(settings.projector_hidden), nn.ReLU()) for size in sizes[:-1]]
     last = (sizes[-1], settings.latent_dim, nn.BatchNorm1d(settings.latent_dim, affine=False), None)
     projection = ProjectionHead([*layers, last]).to(device)
-    hidden = model.predictor[0].out_features
+    hidden = len(next(model.predictor.parameters()))
     prediction = SimSiamPredictionHead(settings.latent_dim, hidden, settings.latent_dim).to(device)
     parts = nn.ModuleList([backbone, projection, prediction])
     criterion = NegativeCosineSimilarity()

@@ -28,7 +28,7 @@ def main() -> None:
         images = from_arrays(pixels[:260], labels[:260], pixels[260:], labels[260:], ("a", "b"))
         settings = fitting.pretrain(params.chosen.pretrain, images)
         model = fitting.model(params.chosen.model, images)
-        method, on_device = build(params, images.normalisation, model), to_tensor(images.x_pretrain, device)
+        method, on_device = build(params, images, model), to_tensor(images.x_pretrain, device)
         seconds = min(seconds_a_step(method, on_device, settings) for _ in range(3))
         found[str(side)] = {
             "view_size": settings.augment.view_size,

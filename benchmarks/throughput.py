@@ -149,11 +149,11 @@ def measure(name: str, params: Params, data: ImageSet, device: torch.device, rou
     settings = params.chosen.pretrain.model_copy(update={"batch_size": batch, "compile": compile})
     augment, pictures = settings.augment, data.x_train[: (warm_up + steps) * batch]
     on_device, generator = to_tensor(pictures, device), torch.Generator().manual_seed(0)
-    views = random_views(on_device[:batch], generator, augment, 2)
+    views = random_views(on_device[:batch], generator, [augment, augment])
     workers = os.cpu_count() or 1
 
     def model() -> Any:
-        return build(params, data.normalisation)
+        return build(params, data)
 
     ours_model, bare = model(), bare_steps(model(), views, settings)
     peer = (pictures, batch, 0.01, workers, device)
@@ -178,7 +178,7 @@ def measure(name: str, params: Params, data: ImageSet, device: torch.device, rou
     flops, top = flops_of(lambda: next(bare)) / batch, peak(device, precision)
     started = time.perf_counter()
     for _ in range(steps):
-        random_views(on_device[:batch], generator, augment, 2)
+        random_views(on_device[:batch], generator, [augment, augment])
     wait(device)
     views_seconds = (time.perf_counter() - started) / steps
     return {

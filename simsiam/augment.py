@@ -26,15 +26,15 @@ class Drawn:
     jitter_order: list[int]  # a permutation of brightness 0, contrast 1, saturation 2, hue 3, for the whole batch
 
 
-def random_views(images: Tensor, generator: Generator, settings: Augment, count: int) -> list[Tensor]:
-    """`count` random views of each image.
+def random_views(images: Tensor, generator: Generator, views: Sequence[Augment]) -> list[Tensor]:
+    """Random views of each image, one for each of the settings in `views`.
 
     images: (N, 3, S, S) uint8 on any device. generator: on the CPU, so that every device makes the same views (a GPU up to
     the rounding of TF32) and nobody waits for one.
-    Returns (N, 3, view_size, view_size) float32 in [0, 1], channels_last, `count` times.
+    Returns for each of `views` (N, 3, view_size, view_size) float32 in [0, 1], channels_last.
     """
-    pictures = images.float().div_(255)
-    return [make_view(pictures, draw(len(images), images.shape[-1], generator, settings), settings) for _ in range(count)]
+    pictures, (n, _, size, _) = images.float().div_(255), images.shape
+    return [make_view(pictures, draw(n, size, generator, settings), settings) for settings in views]
 
 
 def words(settings: Augment) -> str:

@@ -5,7 +5,7 @@ import signal
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from simsiam import parallel
 from simsiam.checkpoint import Store
 from simsiam.errors import UserError
 from simsiam.machine import machine, vector_units
-from simsiam.schedule import cosine
+from simsiam.schedule import OwnRate, cosine
 from simsiam.seeds import derive
 from simsiam.settings import Training
 
@@ -128,7 +128,8 @@ def train(
     device: torch.device,
     name: str,
     about: dict[str, Any] | None = None,
-    constant_lr: nn.Module | None = None,
+    own_rates: Sequence[OwnRate] = (),
+    after_step: Callable[[float], None] = lambda done: None,
     store_for: StoreFor = lambda identity: nullcontext(),
     watch: Callable[[Record], Record] = lambda record: {},
     on_epoch: Callable[[list[Record]], None] = lambda records: None,
@@ -139,7 +140,8 @@ def train(
     processes), `batch` the indices (B,) int64, on the device, of the examples in this step, `generator` a source of
     random numbers, on the CPU, that is new in every step. Returns the scalar loss and named scalars to watch.
     lr: for a batch of 256; the peak rate is lr * batch_size / 256.
-    constant_lr: a part of `module` whose learning rate stays at the peak.
+    own_rates: the parts of `module` with another learning rate. What requires no gradient is not trained.
+    after_step: called after every step of the optimiser with the share of the training that is done, in (0, 1].
     about: all else that module and loss_of are made of, which with the settings and the arithmetic identifies the training.
     store_for: gives the place of its checkpoints; a training that was cut short is taken up again, bit for bit on a CPU.
     watch: more numbers for a new record, that are too dear for every step. on_epoch: called after every epoch with all
@@ -163,7 +165,7 @@ def train(
     with store_for(identity) as store, _stop_signals() as stop:
         network = parallel.share(module)
         optimizer = torch.optim.SGD(
-            _parameter_groups(module, constant_lr),
+            _parameter_groups(module, own_rates),
             lr=peak,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
@@ -193,7 +195,7 @@ def train(
                     order = torch.randperm(examples, generator=Generator().manual_seed(derive(seed, 0, epoch))).to(device)
                 rate = peak * cosine(now.step, total)
                 for group in optimizer.param_groups:
-                    group["lr"] = peak if group["constant"] else rate
+                    group["lr"] = group["times"] * (peak if group["constant"] else rate)
                 batch = order[step * batch_size : (step + 1) * batch_size].chunk(processes)[rank]
                 generator = Generator().manual_seed(derive(seed, 1, now.step, rank))
                 bf16 = rounding["precision"] == "bf16"
@@ -203,6 +205,7 @@ def train(
                 loss.backward()
                 optimizer.step()
                 now.step += 1
+                after_step(now.step / total)
                 bar.update(batch_size)
                 books.note({"loss": loss.detach(), **extras}, rate)
     speed = total * batch_size / max(now.seconds - now.paused, 1e-9)
@@ -220,11 +223,12 @@ class Recorded(nn.Module):
         self.network = network
         self.replayed: Callable[..., Any] | None = None
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        inputs += tuple(named.values())
         if self.replayed is None:
             # Recording runs the network some times, which moves BatchNorm's statistics.
             before = [buffer.clone() for buffer in self.network.buffers()]
-            whole, samples = _Called(self.network), tuple(each.clone() for each in inputs)
+            whole, samples = _Called(self.network, list(named)), tuple(each.clone() for each in inputs)
             # It records in a stream of its own, which autograd waits for as it should, and remarks upon.
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
             self.replayed = torch.cuda.make_graphed_callables(whole, samples, allow_unused_input=True)
@@ -234,14 +238,18 @@ class Recorded(nn.Module):
 
 
 class _Called(nn.Module):
-    """A network inside a plain module, since recording replaces `forward`, which a compiled one does not let it."""
+    """A network inside a plain module, since recording replaces `forward`, which a compiled one does not let it.
 
-    def __init__(self, network: nn.Module) -> None:
+    names: of the last inputs, which recording wants without.
+    """
+
+    def __init__(self, network: nn.Module, names: list[str]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.names = network, names
 
     def forward(self, *inputs: Tensor) -> Any:
-        return self.network(*inputs)
+        unnamed = len(inputs) - len(self.names)
+        return self.network(*inputs[:unnamed], **dict(zip(self.names, inputs[unnamed:], strict=True)))
 
 
 class _Books:
@@ -350,11 +358,12 @@ def progress_bar(total: int, name: str, initial: int = 0) -> "tqdm[Any]":
     )
 
 
-def _parameter_groups(module: nn.Module, constant_lr: nn.Module | None) -> list[dict[str, Any]]:
-    constant = {id(parameter) for parameter in constant_lr.parameters()} if constant_lr else set()
+def _parameter_groups(module: nn.Module, own_rates: Sequence[OwnRate]) -> list[dict[str, Any]]:
+    own = {id(parameter) for rate in own_rates for parameter in rate.part.parameters()}
+    rest = nn.ParameterList(p for p in module.parameters() if id(p) not in own)
     groups = [
-        {"params": [p for p in module.parameters() if (id(p) in constant) == is_constant], "constant": is_constant}
-        for is_constant in (False, True)
+        {"params": [p for p in part.parameters() if p.requires_grad], "times": times, "constant": constant}
+        for part, times, constant in (OwnRate(rest), *own_rates)
     ]
     return [group for group in groups if group["params"]]
 

@@ -84,7 +84,7 @@ def finetune(
 
         def loss_of(network: nn.Module, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
             batch = chosen[batch]
-            logits = network(*random_views(images[batch], generator, settings.augment, 1)).float()
+            logits = network(*random_views(images[batch], generator, [settings.augment])).float()
             loss = F.cross_entropy(logits, targets[batch])
             return loss, {"top1": (logits.argmax(1) == targets[batch]).float().mean()}
 

@@ -34,9 +34,12 @@ def model(settings: Model, images: ImageSet) -> Model:
     return settings
 
 
-def pretrain(settings: Pretrain, images: ImageSet) -> Pretrain:
-    """Batches and epochs for as many images as there are, views for their size and kind."""
-    return _training(settings, len(images.x_pretrain), images)
+def pretrain(settings: Pretrain, images: ImageSet, *, labelled: bool = False) -> Pretrain:
+    """Batches and epochs for as many images as there are, views for their size and kind.
+
+    labelled: only the labelled images are trained on.
+    """
+    return _training(settings, len(images.x_train if labelled else images.x_pretrain), images)
 
 
 def finetune(settings: Finetune, images: ImageSet) -> Finetune:

@@ -109,20 +109,30 @@ class ResNet(nn.Module):
         return features
 
 
-def projector(inputs: int, hidden: int, latent_dim: int, layers: int, latent_norm: bool) -> nn.Sequential:
-    """(N, inputs) -> latent (N, latent_dim): linear layers with BatchNorm and ReLU between.
+def projector(inputs: int, hidden: int, latent_dim: int, layers: int, latent_norm: bool, hidden_norm: bool) -> nn.Sequential:
+    """(N, inputs) -> latent (N, latent_dim): linear layers with ReLU, and with hidden_norm BatchNorm, between.
 
     latent_norm: BatchNorm without affine on the latent too, as Chen & He 2020, section 4.4, "default"; without it, their
     "hidden-only", which they found nearly as good. The two collapse differently (`simsiam.collapse`).
     """
     modules: list[nn.Module] = []
     for _ in range(layers - 1):
-        modules += [nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU()]
+        modules += hidden_layer(inputs, hidden, hidden_norm)
         inputs = hidden
     modules.append(nn.Linear(inputs, latent_dim, bias=not latent_norm))
     if latent_norm:
         modules.append(nn.BatchNorm1d(latent_dim, affine=False))
     return nn.Sequential(*modules)
+
+
+def predictor(latent_dim: int, hidden: int, hidden_norm: bool) -> nn.Sequential:
+    """Latent (N, d) -> prediction (N, d): one hidden layer, and no BatchNorm on the output (Chen & He, section 4.4)."""
+    return nn.Sequential(*hidden_layer(latent_dim, hidden, hidden_norm), nn.Linear(hidden, latent_dim))
+
+
+def hidden_layer(inputs: int, hidden: int, norm: bool) -> list[nn.Module]:
+    """(N, inputs) -> (N, hidden): linear, BatchNorm where there is to be one, and ReLU."""
+    return [nn.Linear(inputs, hidden, bias=not norm), *([nn.BatchNorm1d(hidden)] if norm else []), nn.ReLU()]
 
 
 class Encoder(nn.Module):
@@ -139,6 +149,7 @@ class Encoder(nn.Module):
                 settings.latent_dim,
                 settings.projector_layers,
                 settings.latent_norm,
+                settings.hidden_norm,
             )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -64,6 +64,31 @@ def share(module: nn.Module) -> nn.Module:
     if next(module.parameters()).is_cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(module)
     return DistributedDataParallel(module, gradient_as_bucket_view=True)
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The rows (n, ...) of all processes, (n * processes, ...), with their gradient.
+
+    A loss that every process computes of all rows is the loss of the whole batch, and the average of the processes'
+    gradients is its gradient; the average of losses that each computes of its own rows is another function.
+    """
+    return _Gathered.apply(rows) if size() > 1 else rows
+
+
+class _Gathered(torch.autograd.Function):
+    """Every process's rows are in every process's loss, so their gradient is the sum of all."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        pieces = [torch.empty_like(rows) for _ in range(size())]
+        dist.all_gather(pieces, rows.contiguous())
+        return torch.cat(pieces)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total.chunk(size())[rank()]
 
 
 def mean(values: Tensor) -> Tensor:

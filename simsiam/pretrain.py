@@ -1,11 +1,10 @@
-"""Pretraining by any method: views of unlabelled images in, a trained encoder out."""
+"""Pretraining by any method: views of images in, a trained encoder out."""
 
 import copy
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -14,22 +13,24 @@ from tqdm import tqdm
 from simsiam import collapse
 from simsiam.augment import random_views
 from simsiam.engine import Record, Result, StoreFor, resolve_precision, train
+from simsiam.methods.method import Method
 from simsiam.settings import Pretrain
 
 LOOKED_AT = 256  # latents of a batch whose spread is measured: of 512 it takes 45 ms, in which a GPU does three steps
 
 
-def seconds_a_step(method: Any, images: Tensor, settings: Pretrain) -> float:
+def seconds_a_step(method: Method, images: Tensor, settings: Pretrain, labels: Tensor | None = None) -> float:
     """How long a step takes here, of some on a copy of the method: the training itself has not begun."""
     trial, generator, seconds = copy.deepcopy(method), Generator().manual_seed(0), []
     trial.to(images.device).to(memory_format=torch.channels_last)
+    known = {} if labels is None else {"labels": labels[: settings.batch_size]}
     for _ in range(4):
         started = time.monotonic()
-        views = random_views(images[: settings.batch_size], generator, settings.augment, method.views)
+        views = random_views(images[: settings.batch_size], generator, method.views(settings.augment))
         with torch.autocast(
             images.device.type, torch.bfloat16, resolve_precision(settings.precision, images.device) == "bf16"
         ):
-            loss = trial(*views)[0]
+            loss = trial(*views, **known)[0]
         loss.backward()
         loss.item()  # a GPU has ended only now
         seconds.append(time.monotonic() - started)
@@ -37,8 +38,9 @@ def seconds_a_step(method: Any, images: Tensor, settings: Pretrain) -> float:
 
 
 def pretrain(
-    method: Any,
+    method: Method,
     images: Tensor,
+    labels: Tensor | None = None,
     *,
     settings: Pretrain,
     seed: int,
@@ -48,7 +50,8 @@ def pretrain(
 ) -> Result:
     """Train `method` (`simsiam.methods`), and with it its encoder, in place on random views of images.
 
-    images: (N, 3, S, S) uint8 on the device to train on. about: what identifies method and images, for the checkpoints.
+    images: (N, 3, S, S) uint8 on the device to train on. labels: (N,) int64 on the same, for a method that learns from them.
+    about: what identifies method and images, for the checkpoints.
     Records carry the loss and z_std, means since the last record, and of the last batch's latents, 256 at most, RankMe and
     the first direction's share. A collapse is announced on stderr when it is seen.
     Raises Diverged when the loss is not finite, and Interrupted, once saved, when asked to stop.
@@ -57,10 +60,11 @@ def pretrain(
     latest: list[Tensor] = []  # the last batch's latents
     seen: list[Record] = []  # of this session
     told: list[str] = []
-    stop_gradient = getattr(method.options, "stop_gradient", True)
+    views = method.views(settings.augment)
 
     def loss_of(network: nn.Module, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, latents = network(*random_views(images[batch], generator, settings.augment, method.views))
+        known = {} if labels is None else {"labels": labels[batch]}
+        loss, latents = network(*random_views(images[batch], generator, views), **known)
         latest[:] = [latents.detach().float()]
         return loss, {"z_std": collapse.z_std(latest[0])}
 
@@ -70,10 +74,8 @@ def pretrain(
         verdict = collapse.of_run(seen, latest[0].shape[1], method.lowest_loss)
         if verdict not in ("healthy", *told):
             told.append(verdict)
-            tqdm.write(
-                f"pretrain, step {record['step']}: {collapse.words(verdict, seen[-1], stop_gradient=stop_gradient)}",
-                file=sys.stderr,
-            )
+            words = collapse.words(verdict, seen[-1], stop_gradient=method.stop_gradient)
+            tqdm.write(f"pretrain, step {record['step']}: {words}", file=sys.stderr)
         return extra
 
     return train(
@@ -86,7 +88,8 @@ def pretrain(
         device=images.device,
         name="pretrain",
         about=(about or {}) | {"augment": settings.augment.model_dump()},
-        constant_lr=method.constant_lr,
+        own_rates=method.own_rates,
+        after_step=method.after_step,
         store_for=store_for,
         watch=watch,
         on_epoch=on_epoch,

@@ -44,12 +44,14 @@ class Model(Section):
     normalisation: Literal["data", "half"]  # the images' own mean and deviation, or .5 and .5
     projector_layers: Annotated[int, Field(ge=1, le=10)]
     projector_hidden: Annotated[int, Field(ge=1, le=16_384)]
+    hidden_norm: bool  # BatchNorm in the hidden layers of the heads
     latent_norm: bool  # BatchNorm on the latent
 
 
 class EncoderSettings(Model):
     """All that it takes to build an encoder again."""
 
+    hidden_norm: bool = True  # of files from before there was a choice
     latent_dim: int
     seed: int  # of the initial weights
     mean: tuple[float, ...]  # of each channel, which the network subtracts
@@ -259,9 +261,10 @@ class Params(Section):
         return recipe
 
     def in_use(self) -> dict[str, Any]:
-        """All that a run depends on: everything but the studies, the title and the recipes that are not chosen."""
-        content = self.model_dump(exclude={"recipes", "ablation", "report"})
-        return content | {"recipes": {self.recipe: self.chosen.model_dump()}}
+        """All that a run depends on: everything but the studies, the title and what is of no chosen recipe or method."""
+        content, chosen = self.model_dump(exclude={"recipes", "ablation", "report"}), self.chosen.model_dump()
+        chosen["methods"] = {name: of for name, of in chosen["methods"].items() if name == self.method}
+        return content | {"recipes": {self.recipe: chosen}}
 
 
 def each_once(values: list[Any]) -> list[Any]:

@@ -48,7 +48,7 @@ def views_of(images: ImageSet, augment: Augment, seed: int) -> tuple[np.ndarray,
     """Some images (n, S, S, 3) uint8, evenly chosen, and two views of each (n, 2, V, V, 3) in [0, 1]."""
     some = images.x_pretrain[np.unique(np.linspace(0, len(images.x_pretrain) - 1, VIEWS).astype(int))]
     generator = torch.Generator().manual_seed(derive(seed, 3))
-    views = torch.stack(random_views(to_tensor(some, torch.device("cpu")), generator, augment, 2), 1)
+    views = torch.stack(random_views(to_tensor(some, torch.device("cpu")), generator, [augment, augment]), 1)
     return some, views.permute(0, 1, 3, 4, 2).numpy()
 
 

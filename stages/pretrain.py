@@ -3,9 +3,9 @@
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from simsiam import code, collapse, fitting, parallel
 from simsiam.checkpoint import NO_ARITHMETIC, open_store
@@ -13,6 +13,7 @@ from simsiam.engine import Record, pick_device
 from simsiam.files import write_csv
 from simsiam.images import ImageSet, to_tensor
 from simsiam.methods import build
+from simsiam.methods.method import Method
 from simsiam.networks import save_encoder
 from simsiam.pretrain import pretrain as train_method
 from simsiam.pretrain import seconds_a_step
@@ -27,17 +28,23 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
     """
     images, device, recipe = load_images(root), pick_device(), params.chosen
     these = fitting.of(images)
-    settings = fitting.say("pretrain", recipe.pretrain, fitting.pretrain(recipe.pretrain, images), these)
     model = fitting.say("pretrain", recipe.model, fitting.model(recipe.model, images), these)
-    method, pixels = build(params, images.normalisation, model), to_tensor(images.x_pretrain, device)
+    method = build(params, images, model)
+    fitted = fitting.pretrain(recipe.pretrain, images, labelled=method.labelled)
+    settings = fitting.say("pretrain", recipe.pretrain, fitted, these)
+    if own := method.options.lr:
+        print(f"pretrain: lr {own:g} is that of {params.method} in this recipe, instead of {settings.lr:g}", file=sys.stderr)
+        settings = settings.model_copy(update={"lr": own})
+    pixels = to_tensor(images.x_train if method.labelled else images.x_pretrain, device)
+    labels = torch.from_numpy(images.y_train).to(device) if method.labelled else None
     if parallel.size() == 1:
-        print(f"pretrain: {foretold(method, pixels, images, settings, params)}", file=sys.stderr)
+        print(f"pretrain: {foretold(method, pixels, labels, images, settings, params)}", file=sys.stderr)
     about = {
         "method": params.method,
         "code": code.digest(type(method).__module__, NO_ARITHMETIC),  # which the training loop does not import
-        "options": method.options.model_dump(),
+        "options": method.options.model_dump(exclude={"lr"}),  # which is the training's
         "encoder": method.encoder.settings.model_dump(),
-        "images": images.pixels_digest,
+        "images": images.digest if method.labelled else images.pixels_digest,
     }
 
     def write_curve(records: list[Record]) -> None:
@@ -47,6 +54,7 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
         result = train_method(
             method,
             pixels,
+            labels,
             settings=settings,
             seed=params.seed,
             about=about,
@@ -59,7 +67,7 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
     last, verdict = result.records[-1], collapse.of_run(result.records, params.latent_dim, method.lowest_loss)
     warning = ""
     if verdict != "healthy":
-        warning = collapse.words(verdict, last, stop_gradient=params.stop_gradient)
+        warning = collapse.words(verdict, last, stop_gradient=method.stop_gradient)
         print(f"pretrain: {warning}", file=sys.stderr)
     return {
         **{name: last[name] for name in ("loss", "z_std", "rankme", "first_share")},
@@ -72,16 +80,18 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
         "trained": [
             params.model_dump(include={"recipe", "method", "latent_dim", "stop_gradient", "seed"})
             | result.machine
-            | {"warning": warning, "method_name": type(method).__name__}
+            | {"warning": warning, "method_name": method.title}
         ],
     }
 
 
-def foretold(method: Any, pixels: torch.Tensor, images: ImageSet, settings: Pretrain, params: Params) -> str:
+def foretold(
+    method: Method, pixels: Tensor, labels: Tensor | None, images: ImageSet, settings: Pretrain, params: Params
+) -> str:
     """How long it will take here, from some steps: what a view costs is about in proportion to its area."""
-    step, tuning = seconds_a_step(method, pixels, settings), fitting.finetune(params.chosen.finetune, images)
+    step, tuning = seconds_a_step(method, pixels, settings, labels), fitting.finetune(params.chosen.finetune, images)
     steps = settings.epochs * (len(pixels) // settings.batch_size)
-    area = step / (method.views * settings.batch_size) / settings.augment.view_size**2
+    area = step / settings.batch_size / sum(view.view_size**2 for view in method.views(settings.augment))
     features = 2 / 3 * area * (len(images.x_train) + len(images.x_test)) * images.size**2  # of two encoders
     trainings = 2 + 2 * len(tuning.lr) * (len(tuning.lr) > 1)
     tuned = trainings * tuning.epochs * len(images.x_train) * area * tuning.augment.view_size**2 * images.labelled

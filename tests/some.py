@@ -8,6 +8,7 @@ import torch
 
 from simsiam.files import read_npz
 from simsiam.images import ImageSet, from_arrays
+from simsiam.methods.simsiam import SimSiamOptions
 from simsiam.settings import Augment, EncoderSettings, Section
 
 SMALL = Path(__file__).parent / "data/cifar10_500.npz"
@@ -37,10 +38,23 @@ TINY = EncoderSettings(
     normalisation="data",
     projector_layers=2,
     projector_hidden=16,
+    hidden_norm=True,
     latent_norm=True,
     seed=3,
     mean=(0.49, 0.48, 0.45),
     std=(0.25, 0.24, 0.26),
+)
+
+# SimSiam as it is in the paper.
+SIMSIAM = SimSiamOptions(
+    lr=None,
+    stop_gradient=True,
+    predictor="mlp",
+    predictor_hidden=16,
+    predictor_lr="cosine",
+    predictor_lr_times=1.0,
+    target="stop_gradient",
+    target_momentum=0.99,
 )
 
 

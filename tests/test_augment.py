@@ -114,17 +114,17 @@ def test_crops_lie_inside() -> None:
 
 def test_a_view_that_changes_nothing_is_the_image(images: Tensor) -> None:
     torch.testing.assert_close(
-        random_views(images[:8], generator(), PLAIN, 1)[0], images[:8].float() / 255, atol=1e-6, rtol=0
+        random_views(images[:8], generator(), [PLAIN])[0], images[:8].float() / 255, atol=1e-6, rtol=0
     )
 
 
 def test_views_come_from_the_generator_alone(images: Tensor) -> None:
     settings = but(COLOURFUL, view_size=24, blur=0.5)
     state = torch.get_rng_state()
-    one, two = random_views(images[:50], generator(1), settings, 2)
-    assert torch.equal(one, random_views(images[:50], generator(1), settings, 1)[0])
+    one, two = random_views(images[:50], generator(1), [settings, settings])
+    assert torch.equal(one, random_views(images[:50], generator(1), [settings])[0])
     assert not torch.equal(one, two)
-    assert not torch.equal(one, random_views(images[:50], generator(2), settings, 1)[0])
+    assert not torch.equal(one, random_views(images[:50], generator(2), [settings])[0])
     assert torch.equal(state, torch.get_rng_state())
     assert one.shape == (50, 3, 24, 24) and float(one.min()) >= 0 and float(one.max()) <= 1
     assert one.is_contiguous(memory_format=torch.channels_last)
@@ -132,7 +132,7 @@ def test_views_come_from_the_generator_alone(images: Tensor) -> None:
 
 def test_every_image_gets_its_own_parameters(images: Tensor) -> None:
     settings = but(COLOURFUL, blur=0.5)
-    views = random_views(images[:1].expand(30, -1, -1, -1), generator(), settings, 1)[0]
+    views = random_views(images[:1].expand(30, -1, -1, -1), generator(), [settings])[0]
     assert len({tuple(view.flatten()[:20].tolist()) for view in views}) == 30
 
 
@@ -141,7 +141,7 @@ def test_probabilities(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def share(**change: float) -> float:
         settings = but(PLAIN, **change)
-        views = random_views(images, generator(), settings, 1)[0]
+        views = random_views(images, generator(), [settings])[0]
         return float(((views - images.float() / 255).abs().amax((1, 2, 3)) > 1e-3).float().mean())
 
     for operation in ("flip", "grey", "blur"):

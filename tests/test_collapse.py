@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simsiam import collapse
-from simsiam.methods.simsiam import SimSiam, SimSiamOptions
+from simsiam.methods.simsiam import SimSiam
 from simsiam.networks import Encoder
 from simsiam.pretrain import pretrain
 from simsiam.settings import EncoderSettings, Pretrain
-from tests.some import COLOURFUL, but, generator
+from tests.some import COLOURFUL, SIMSIAM, but, generator
 
 BATCHES, DIMS = [16, 128, 512], [2, 8, 512, 2048]
 SETTINGS = Pretrain(
@@ -172,7 +172,7 @@ def test_a_collapse_behind_batchnorm_is_announced_while_it_happens(
     verdicts, heard, last = {}, {}, {}
     for stop_gradient in (False, True):
         encoder = Encoder(but(tiny, latent_dim=16, projector_hidden=64, latent_norm=True))
-        options = SimSiamOptions(stop_gradient=stop_gradient, predictor_hidden=None, predictor_lr="cosine")
+        options = but(SIMSIAM, stop_gradient=stop_gradient, predictor_hidden=None)
         records = pretrain(SimSiam(encoder, options), images, settings=SETTINGS, seed=0).records  # one for each epoch
         verdicts[stop_gradient] = [collapse.of_run(records[:n], 16, -1.0) for n in range(1, len(records) + 1)]
         heard[stop_gradient], last[stop_gradient] = capsys.readouterr().err, records[-1]

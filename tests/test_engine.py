@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from simsiam.engine import (
     Diverged,
     Interrupted,
     Record,
+    Recorded,
     Result,
     StoreFor,
     arithmetic,
@@ -31,7 +32,7 @@ from simsiam.engine import (
 )
 from simsiam.errors import UserError
 from simsiam.machine import machine
-from simsiam.schedule import cosine
+from simsiam.schedule import OwnRate, cosine
 from simsiam.seeds import derive
 from simsiam.settings import Training
 from tests.some import but, generator
@@ -124,25 +125,60 @@ def test_a_seed_decides_order_and_noise() -> None:
     assert one.batches == two.batches != other.batches and torch.equal(one.model.weight, two.model.weight)
 
 
-def test_a_constant_learning_rate_stays_at_the_peak() -> None:
-    class Two(nn.Module):
+def test_parts_with_learning_rates_of_their_own() -> None:
+    class Parts(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.falling, self.constant = nn.Parameter(torch.zeros(1)), nn.Linear(1, 1, bias=False)
+            self.falling, self.still = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1), requires_grad=False)
+            self.constant, self.faster, self.nothing = (
+                nn.Linear(1, 1, bias=False),
+                nn.Linear(1, 1, bias=False),
+                nn.Identity(),
+            )
 
-    model = Two()
-    steps: list[tuple[float, float]] = []
+    model = Parts()
+    steps: list[tuple[float, ...]] = []
 
     def loss_of(network: nn.Module, batch: Tensor, random: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        steps.append((model.falling.item(), model.constant.weight.item()))
-        return model.falling.sum() + model.constant.weight.sum(), {}  # a gradient of 1 everywhere
+        parts = model.falling, model.constant.weight, model.faster.weight, model.still
+        steps.append(tuple(part.item() for part in parts))
+        return torch.stack([part.sum() for part in parts]).sum(), {}  # a gradient of 1 everywhere
 
     settings = but(SETTINGS, epochs=2, momentum=0.0, weight_decay=0.0)
-    train(model, loss_of, examples=64, settings=settings, lr=1.6, seed=0, device=CPU, name="t", constant_lr=model.constant)
-    falling, constant = zip(*steps, strict=True)
-    assert [a - b for a, b in itertools.pairwise(constant)] == pytest.approx([0.1] * 7, abs=1e-6)
-    moved = [a - b for a, b in itertools.pairwise(falling)]
-    assert moved == pytest.approx([0.1 * cosine(n, 8) for n in range(7)], abs=1e-6)
+    own = [OwnRate(model.constant, constant=True), OwnRate(model.faster, times=10.0), OwnRate(model.nothing)]
+    train(model, loss_of, examples=64, settings=settings, lr=1.6, seed=0, device=CPU, name="t", own_rates=own)
+    falling, constant, faster, still = (
+        [a - b for a, b in itertools.pairwise(values)] for values in zip(*steps, strict=True)
+    )
+    assert constant == pytest.approx([0.1] * 7, abs=1e-6)
+    assert falling == pytest.approx([0.1 * cosine(n, 8) for n in range(7)], abs=1e-6)
+    assert faster == pytest.approx([cosine(n, 8) for n in range(7)], abs=1e-5)
+    assert still == [0.0] * 7
+
+
+def test_what_follows_a_step_is_told_how_much_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the step, before its checkpoint, and on a resumed training from there on."""
+    monkeypatch.setattr("simsiam.engine.SAVE_EVERY", -1.0)
+    whole, killed, resumed = Watched(), Watched(), Watched()
+
+    def run(watched: Watched, **others: Any) -> list[tuple[float, float]]:
+        told: list[tuple[float, float]] = []
+
+        def halve(done: float) -> None:
+            told.append((done, watched.model.weight.sum().item()))
+            with torch.no_grad():
+                watched.model.weight.mul_(0.5)
+
+        with suppress(RuntimeError):
+            watched.run(after_step=halve, **others)
+        return told
+
+    expected = run(whole)
+    assert [done for done, _ in expected] == [n / 12 for n in range(1, 13)] and expected[0][1] != 0
+    killed.stop_at = 6
+    first = run(killed, store_for=kept(tmp_path))
+    assert first + run(resumed, store_for=kept(tmp_path)) == expected and len(first) == 5
+    assert torch.equal(whole.model.weight, resumed.model.weight)
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 5, 9, 12])
@@ -398,3 +434,30 @@ def test_a_signal_while_the_end_is_written_is_not_swallowed(tmp_path: Path) -> N
 
     with pytest.raises(Interrupted, match="step 12 of 12"):
         watched.run(on_epoch=write)
+
+
+def test_recording_leaves_batchnorm_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU does it: the network runs some times while it is recorded. What is passed by name arrives by name."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, one: Tensor, two: Tensor, *, labels: Tensor) -> Tensor:
+            return self.norm(one) - self.norm(two) + labels
+
+    def record(network: nn.Module, samples: tuple[Tensor, ...], allow_unused_input: bool) -> nn.Module:
+        for _ in range(4):
+            network(*samples)
+        return network
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    network, alone = Network(), Network()
+    one, two, labels = torch.randn(3, 8, 3).unbind()
+    recorded = Recorded(network)
+    for _ in range(2):
+        assert torch.equal(recorded(one, two, labels=labels), alone(one, two, labels=labels))
+    for ours, theirs in zip(network.buffers(), alone.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert int(network.norm.num_batches_tracked) == 4

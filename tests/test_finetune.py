@@ -16,15 +16,14 @@ from simsiam.engine import train as train_for_real
 from simsiam.errors import UserError
 from simsiam.finetune import Finetuned, finetune, predict
 from simsiam.images import ImageSet, to_tensor
-from simsiam.methods.simsiam import SimSiam, SimSiamOptions
+from simsiam.methods.simsiam import SimSiam
 from simsiam.metrics import top_k
 from simsiam.networks import Classifier, Encoder, Space
 from simsiam.pretrain import pretrain
 from simsiam.settings import EncoderSettings, Finetune, Pretrain
-from tests.some import COLOURFUL, but
+from tests.some import COLOURFUL, SIMSIAM, but
 
 VIEW = but(COLOURFUL, view_size=16, crop_scale=[0.5, 1.0])
-OPTIONS = SimSiamOptions(stop_gradient=True, predictor_hidden=16, predictor_lr="cosine")
 SETTINGS = Pretrain(
     epochs=6,
     min_steps=0,
@@ -42,14 +41,14 @@ TUNING = Finetune(**SETTINGS.model_dump(exclude={"lr"}), lr=[0.4], held_out=50, 
 def test_pretraining_learns_and_is_reproducible(tiny: EncoderSettings, images: Tensor) -> None:
     runs = []
     for _ in range(2):
-        model = SimSiam(Encoder(tiny), OPTIONS)
+        model = SimSiam(Encoder(tiny), SIMSIAM)
         runs.append((pretrain(model, images, settings=SETTINGS, seed=0), model))
     (first, one), (second, two) = runs
     assert first.records[-1]["loss"] < first.records[0]["loss"] - 0.1
     assert first.records[-1]["z_std"] > 0.5
     assert first.records == second.records
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
-    other = pretrain(SimSiam(Encoder(tiny), OPTIONS), images, settings=SETTINGS, seed=1)
+    other = pretrain(SimSiam(Encoder(tiny), SIMSIAM), images, settings=SETTINGS, seed=1)
     assert other.records != first.records
 
 
@@ -59,7 +58,7 @@ def test_bf16_takes_the_step_of_fp32(tiny: EncoderSettings, images: Tensor) -> N
     The network is as wide as the `laptop` recipe's: in the tiny one a few roundings already turn the step.
     """
     wide = but(tiny, latent_dim=64, width=32, projector_hidden=128)
-    start = SimSiam(Encoder(wide), but(OPTIONS, predictor_hidden=32))
+    start = SimSiam(Encoder(wide), but(SIMSIAM, predictor_hidden=32))
     pretrain(start, images, settings=but(SETTINGS, epochs=3), seed=0)  # past the zeros of the initial weights
     one_step = but(SETTINGS, epochs=1, batch_size=400, momentum=0.0, weight_decay=0.0, lr=0.1)
     losses, moves = {}, {}
@@ -79,13 +78,13 @@ def test_bf16_takes_the_step_of_fp32(tiny: EncoderSettings, images: Tensor) -> N
 
 @pytest.mark.parametrize("stop_gradient", [True, False])
 def test_without_stop_gradient_the_latent_collapses(tiny: EncoderSettings, images: Tensor, stop_gradient: bool) -> None:
-    model = SimSiam(Encoder(but(tiny, latent_norm=False)), but(OPTIONS, stop_gradient=stop_gradient))
+    model = SimSiam(Encoder(but(tiny, latent_norm=False)), but(SIMSIAM, stop_gradient=stop_gradient))
     last = pretrain(model, images, settings=but(SETTINGS, epochs=20), seed=0).records[-1]
     assert (last["z_std"] > 0.5) if stop_gradient else (last["z_std"] < 0.1 and last["loss"] < -0.99)
 
 
 def test_two_latent_dimensions_train(tiny: EncoderSettings, images: Tensor) -> None:
-    model = SimSiam(Encoder(but(tiny, latent_dim=2)), but(OPTIONS, predictor_hidden=32))
+    model = SimSiam(Encoder(but(tiny, latent_dim=2)), but(SIMSIAM, predictor_hidden=32))
     records = pretrain(model, images, settings=but(SETTINGS, epochs=20), seed=0).records
     assert records[-1]["loss"] < records[0]["loss"] - 0.1 and records[-1]["z_std"] > 0.5
 

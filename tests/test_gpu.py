@@ -16,16 +16,15 @@ from simsiam.explain import explain
 from simsiam.features import extract
 from simsiam.finetune import finetune, predict
 from simsiam.images import ImageSet
-from simsiam.methods.simsiam import SimSiam, SimSiamOptions
+from simsiam.methods.simsiam import SimSiam
 from simsiam.networks import Classifier, Encoder
 from simsiam.parallel import local_device
 from simsiam.pretrain import pretrain
 from simsiam.settings import EncoderSettings, Finetune, Pretrain
-from tests.some import COLOURFUL, but, generator
+from tests.some import COLOURFUL, SIMSIAM, but, generator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 VIEW = but(COLOURFUL, blur=0.5)
-OPTIONS = SimSiamOptions(stop_gradient=True, predictor_hidden=16, predictor_lr="cosine")
 SETTINGS = Pretrain(
     epochs=2,
     min_steps=0,
@@ -41,7 +40,7 @@ SETTINGS = Pretrain(
 
 @pytest.fixture
 def model(tiny: EncoderSettings) -> SimSiam:
-    return SimSiam(Encoder(tiny), OPTIONS)
+    return SimSiam(Encoder(tiny), SIMSIAM)
 
 
 def kept(folder: Path) -> StoreFor:
@@ -67,7 +66,7 @@ def test_the_host_does_not_wait_within_a_step(model: SimSiam, images: Tensor) ->
             torch.cuda.set_sync_debug_mode("error")
         elif steps == 8:
             torch.cuda.set_sync_debug_mode("default")
-        loss, latents = network(*random_views(pixels[batch], random, VIEW, 2))
+        loss, latents = network(*random_views(pixels[batch], random, [VIEW, VIEW]))
         return loss, {"std": latents.std()}
 
     try:
@@ -80,7 +79,7 @@ def test_the_host_does_not_wait_within_a_step(model: SimSiam, images: Tensor) ->
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_finished_training_is_found(tiny: EncoderSettings, images: Tensor, tmp_path: Path, precision: str) -> None:
     settings, pixels = but(SETTINGS, precision=precision), images.to(pick_device())
-    one, two = SimSiam(Encoder(tiny), OPTIONS), SimSiam(Encoder(tiny), OPTIONS)
+    one, two = SimSiam(Encoder(tiny), SIMSIAM), SimSiam(Encoder(tiny), SIMSIAM)
     whole = pretrain(one, pixels, settings=settings, seed=0, store_for=kept(tmp_path))
     again = pretrain(two, pixels, settings=settings, seed=0, store_for=kept(tmp_path))
     assert again.records == whole.records and whole.records[-1]["loss"] < whole.records[0]["loss"] + 0.05
@@ -93,8 +92,8 @@ def test_a_killed_training_goes_on(
     monkeypatch.setattr("simsiam.engine.SAVE_EVERY", -1.0)
     monkeypatch.setattr("simsiam.engine.LOOK_EVERY", 1)
     pixels = images.to(pick_device())
-    whole = pretrain(SimSiam(Encoder(tiny), OPTIONS), pixels, settings=SETTINGS, seed=0)
-    killed = SimSiam(Encoder(tiny), OPTIONS)
+    whole = pretrain(SimSiam(Encoder(tiny), SIMSIAM), pixels, settings=SETTINGS, seed=0)
+    killed = SimSiam(Encoder(tiny), SIMSIAM)
     steps = 0
 
     def views(*given: Any) -> list[Tensor]:
@@ -108,7 +107,7 @@ def test_a_killed_training_goes_on(
     with pytest.raises(RuntimeError, match="killed"):
         pretrain(killed, pixels, settings=SETTINGS, seed=0, store_for=kept(tmp_path))
     monkeypatch.setattr("simsiam.pretrain.random_views", random_views)
-    resumed = pretrain(SimSiam(Encoder(tiny), OPTIONS), pixels, settings=SETTINGS, seed=0, store_for=kept(tmp_path))
+    resumed = pretrain(SimSiam(Encoder(tiny), SIMSIAM), pixels, settings=SETTINGS, seed=0, store_for=kept(tmp_path))
     assert [record["step"] for record in resumed.records] == [8, 16]
     assert resumed.records[-1]["loss"] == pytest.approx(whole.records[-1]["loss"], abs=0.02)  # not bit for bit here
 
@@ -118,7 +117,7 @@ def test_a_recorded_training_is_the_same_training(
 ) -> None:
     """What is replayed computes what was recorded, and recording leaves no trace in BatchNorm's statistics."""
     pixels, settings = images.to(pick_device()), but(SETTINGS, precision="fp32", lr=1e-3)  # rounding does not grow there
-    recorded, launched = SimSiam(Encoder(tiny), OPTIONS), SimSiam(Encoder(tiny), OPTIONS)
+    recorded, launched = SimSiam(Encoder(tiny), SIMSIAM), SimSiam(Encoder(tiny), SIMSIAM)
     one = pretrain(recorded, pixels, settings=settings, seed=0)
     monkeypatch.setattr("simsiam.engine.Recorded", lambda network: network)
     two = pretrain(launched, pixels, settings=settings, seed=0)
@@ -131,7 +130,7 @@ def test_a_compiled_training_is_the_same_training(tiny: EncoderSettings, images:
     pixels = images.to(pick_device())
     losses = [
         pretrain(
-            SimSiam(Encoder(tiny), OPTIONS), pixels, settings=but(SETTINGS, compile=word, precision="fp32"), seed=0
+            SimSiam(Encoder(tiny), SIMSIAM), pixels, settings=but(SETTINGS, compile=word, precision="fp32"), seed=0
         ).records[-1]["loss"]
         for word in ("never", "always")
     ]

@@ -128,16 +128,19 @@ def test_an_encoder_gives_features_and_their_projection(tiny: EncoderSettings, i
     torch.testing.assert_close(latents, encoder.projector(encoder.backbone(images[:6].float() / 255)))
 
 
+@pytest.mark.parametrize("hidden_norm", [True, False])
 @pytest.mark.parametrize("latent_norm", [True, False])
-def test_only_with_latent_norm_a_batch_of_latents_is_standardised(latent_norm: bool) -> None:
+def test_only_with_latent_norm_a_batch_of_latents_is_standardised(latent_norm: bool, hidden_norm: bool) -> None:
     """Chen & He 2020, section 4.4; that norm has no weights of its own, and the layer before it no bias."""
-    layers = projector(6, 5, 4, 3, latent_norm)
+    layers = projector(6, 5, 4, 3, latent_norm, hidden_norm)
     latents = layers(10 + torch.randn(500, 6, generator=generator()))
     standardised = bool((latents.mean(0).abs() < 1e-4).all() and ((latents.std(0) - 1).abs() < 1e-2).all())
     assert standardised == latent_norm
     linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
     assert [(layer.in_features, layer.out_features) for layer in linear] == [(6, 5), (5, 5), (5, 4)]
-    assert (linear[-1].bias is None) == latent_norm
+    assert (linear[-1].bias is None) == latent_norm and (linear[0].bias is None) == hidden_norm
+    norms = [isinstance(layer, nn.BatchNorm1d) for layer in layers]
+    assert sum(norms[:-1]) == 2 * hidden_norm and norms[-1] == latent_norm
     assert not (latent_norm and list(layers[-1].parameters()))
 
 
@@ -150,6 +153,12 @@ def test_an_encoder_survives_its_file(tiny: EncoderSettings, tmp_path: Path, ima
     assert all(torch.equal(a, b) for a, b in zip(encoder.state_dict().values(), again.state_dict().values(), strict=True))
     pixels = images[:4].float() / 255
     assert torch.equal(again.eval()(pixels)[1], encoder.eval()(pixels)[1])  # mean and deviation too
+
+
+def test_a_file_from_before_heads_could_be_without_batchnorm_is_read(tiny: EncoderSettings, tmp_path: Path) -> None:
+    content = {"settings": tiny.model_dump(exclude={"hidden_norm"}), "weights": Encoder(tiny).state_dict()}
+    torch.save(content, tmp_path / "encoder.pt")
+    assert load_encoder(tmp_path / "encoder.pt").settings == tiny and tiny.hidden_norm
 
 
 @pytest.mark.parametrize("space", ["latent", "backbone"])

@@ -63,7 +63,8 @@ def test_a_recipe_is_base_with_what_it_has_instead(content: Any) -> None:
     for name in ("base", "laptop", "report", "paper"):
         compare(content["recipes"]["base"], content["recipes"][name], recipes[name])
     assert recipes["laptop"]["pretrain"]["augment"]["view_size"] == 16 and recipes["base"]["model"]["depth"] == 18
-    assert recipes["report"]["methods"]["simsiam"] == {"predictor_hidden": 128, "predictor_lr": "cosine"}
+    ours = recipes["base"]["methods"]["simsiam"]
+    assert recipes["report"]["methods"]["simsiam"] == ours | {"predictor_hidden": 128} != ours
 
 
 def test_a_list_is_replaced_and_not_merged(content: Any) -> None:
@@ -241,7 +242,7 @@ def test_a_change_may_name_a_key_of_a_recipe_that_only_base_has(content: Any) ->
     params = load(PARAMS, [*given, "recipes.laptop.pretrain.augment.blur=0.25"])
     assert (params.chosen.pretrain.momentum, params.chosen.pretrain.augment.blur) == (0.8, 0.25)
     assert params.chosen.pretrain.augment.view_size == 16  # the recipe's own stays
-    assert params.chosen.methods["simsiam"] == {"predictor_hidden": None, "predictor_lr": "constant"}
+    assert params.chosen.methods["simsiam"] == params.recipes.base.methods["simsiam"] | {"predictor_lr": "constant"}
     assert params.recipes.paper.pretrain.momentum == 0.9
 
 
@@ -324,9 +325,10 @@ def test_a_point_s_name_is_good_for_a_folder(content: Any, name: str) -> None:
 
 
 def test_what_a_run_depends_on() -> None:
-    """The chosen recipe, whole, and neither the others nor studies nor the page's title."""
-    ours = load(PARAMS).in_use()
-    assert ours["recipes"] == {"laptop": load(PARAMS).chosen.model_dump()}
+    """The chosen recipe with the chosen method, and neither the others nor studies nor the page's title."""
+    ours, chosen = load(PARAMS).in_use(), load(PARAMS).chosen.model_dump()
+    assert ours["recipes"] == {"laptop": chosen | {"methods": {"simsiam": chosen["methods"]["simsiam"]}}}
+    assert list(load(PARAMS, ["method=byol"]).in_use()["recipes"]["laptop"]["methods"]) == ["byol"]
     for idle in ("recipes.paper.pretrain.lr=0.7", "report.title=x", "ablation.points.d2.latent_dim=3"):
         assert load(PARAMS, [idle]).in_use() == ours, idle
     for key in ("recipes.base.pretrain.momentum=0.1", "latent_dim=3", "embed.knn_k=3", "recipe=paper", "method=x"):

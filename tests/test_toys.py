@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from simsiam.files import read_json, read_npz
 from simsiam.images import ImageSet, from_arrays, to_tensor
 from simsiam.methods import METHODS
+from simsiam.methods.method import Method, MethodOptions
 from simsiam.networks import Encoder, load_classifier, load_encoder, seeded
 from simsiam.pretrain import pretrain as pretrain_method
-from simsiam.settings import EncoderSettings, Params, Pretrain, Section
+from simsiam.settings import EncoderSettings, Params, Pretrain
 from stages.common import run
 from stages.pretrain import pretrain
 from stages.report import FIGURES
@@ -28,25 +29,24 @@ from tests.through import STAGES, quick
 CLASSES = ("sunrise", "sunset")
 
 
-class Regression(nn.Module):
+class RegressionOptions(MethodOptions):
+    bias: bool
+
+
+class Regression(Method):
     """A linear map of one view's latent comes as near as it can to the other's."""
 
-    views = 2
-    lowest_loss = None
-    constant_lr = None
+    Options = RegressionOptions
+    title = "Regression"
 
-    class Options(Section):
-        bias: bool
-
-    def __init__(self, encoder: Encoder, options: Options) -> None:
-        super().__init__()
-        self.encoder, self.options = encoder, options
+    def __init__(self, encoder: Encoder, options: RegressionOptions) -> None:
+        super().__init__(encoder, options)
         with seeded(encoder.settings.seed):
             self.map = nn.Linear(encoder.settings.latent_dim, encoder.settings.latent_dim, bias=options.bias)
 
-    def forward(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor]:
-        z1, z2 = self.encoder(view1)[1], self.encoder(view2)[1]
-        return (self.map(z1) - z2.detach()).square().mean(), z1.detach()
+    def loss(self, *latents: Tensor) -> Tensor:
+        z1, z2 = latents
+        return (self.map(z1) - z2.detach()).square().mean()
 
 
 def toys() -> ImageSet:
@@ -92,7 +92,7 @@ def test_a_method_of_its_own_trains(tiny: EncoderSettings) -> None:
         compile="never",
         augment=but(COLOURFUL, view_size=16),
     )
-    model = Regression(Encoder(tiny), Regression.Options(bias=True))
+    model = Regression(Encoder(tiny), RegressionOptions(lr=None, bias=True))
     before = {name: value.clone() for name, value in model.encoder.named_parameters()}
     records = pretrain_method(model, images, settings=settings, seed=0).records
     assert records[-1]["loss"] < records[0]["loss"] - 0.2
@@ -103,7 +103,7 @@ def test_a_method_of_its_own_trains(tiny: EncoderSettings) -> None:
 
 @pytest.mark.usefixtures("regression")
 def test_a_method_of_its_own_goes_through_its_stage(root: Path) -> None:
-    ours = params(method="regression", recipes__laptop__methods__regression__bias=True)
+    ours = params(method="regression", recipes__base__methods__regression={"lr": None, "bias": True})
     run(pretrain, ours, root)
     found = read_json(root / "reports/metrics/pretrain.json")["pretrain"]
     assert found["trained"][0]["method"] == "regression" and found["epochs"] == 2
@@ -114,8 +114,8 @@ def test_a_method_of_its_own_goes_through_its_stage(root: Path) -> None:
 
 @pytest.mark.usefixtures("regression")
 def test_two_methods_and_two_options_are_two_trainings(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretrain(params(method="regression", recipes__laptop__methods__regression__bias=True), root)
-    pretrain(params(method="regression", recipes__laptop__methods__regression__bias=False), root)
+    pretrain(params(method="regression", recipes__base__methods__regression={"lr": None, "bias": True}), root)
+    pretrain(params(method="regression", recipes__base__methods__regression={"lr": None, "bias": False}), root)
     pretrain(params(), root)
     assert len(list(root.glob(".checkpoints/pretrain/*"))) == 3
     pretrain(params(), root)

@@ -15,12 +15,11 @@ from simsiam.augment import random_views
 from simsiam.checkpoint import Store
 from simsiam.engine import Record, Result, train
 from simsiam.images import to_tensor
-from simsiam.methods.simsiam import SimSiam, SimSiamOptions
+from simsiam.methods.simsiam import SimSiam
 from simsiam.networks import Encoder
 from simsiam.settings import Training
-from tests.some import COLOURFUL, TINY, but, cifar_500
+from tests.some import COLOURFUL, SIMSIAM, TINY, but, cifar_500
 
-OPTIONS = SimSiamOptions(stop_gradient=True, predictor_hidden=16, predictor_lr="cosine")
 VIEW = but(COLOURFUL, view_size=16, crop_scale=[0.5, 1.0])
 SETTINGS = Training(epochs=2, min_steps=0, batch_size=40, momentum=0.9, weight_decay=5e-4, precision="fp32", compile="never")
 LR = 0.4
@@ -29,13 +28,13 @@ IMAGES = to_tensor(cifar_500().x_train[:200], torch.device("cpu"))
 
 def model() -> SimSiam:
     """Always the same weights, in double precision."""
-    return SimSiam(Encoder(TINY), OPTIONS).double()
+    return SimSiam(Encoder(TINY), SIMSIAM).double()
 
 
 def loss_of(network: nn.Module, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
     """The SimSiam loss of a batch; `indices` is watched, the sum of the batch's."""
     x = IMAGES[batch]
-    loss, _ = network(*(view.double() for view in random_views(x, generator, VIEW, 2)))
+    loss, _ = network(*(view.double() for view in random_views(x, generator, [VIEW, VIEW])))
     return loss, {"indices": batch.sum()}
 
 
@@ -72,7 +71,7 @@ if __name__ == "__main__":
     with parallel.joined(torch.device("cpu")):
         ours = model()
         if parallel.rank() == 1:  # process 0's weights count
-            nn.init.ones_(ours.predictor[0].weight)  # type: ignore[arg-type]
+            nn.init.ones_(next(ours.predictor.parameters()))
         result = fit(ours, folder, *map(int, sys.argv[2:]))
         found = {"model": ours.state_dict(), "records": result.records, "machine": result.machine}
         torch.save(found, folder / f"rank{parallel.rank()}.pt")
