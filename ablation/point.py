@@ -37,6 +37,7 @@ from stages.project import project
 EVERY = (download, look, pretrain, embed, linear_eval, finetune, project, explain)
 STAGES: dict[str, Stage] = {stage.__name__: stage for stage in EVERY}
 RESULTS = Path("ablation/results")
+COMPARED = 500  # test images whose features are kept
 
 
 class Failed(UserError):
@@ -131,12 +132,16 @@ def arrays_of(scratch: Path) -> dict[str, np.ndarray]:
 
     curve_*: the training's records. maps_*: coordinates. shap_*: values summed over the channels, in half precision.
     right_*: for each test image whether it was classified right, eight to a byte, in the images' order.
+    cka_backbone: of the first test images the backbone's features, (500, 8 * width) in half precision.
     """
     arrays: dict[str, np.ndarray] = {}
     for name, path in (("curve", "reports/curves/pretrain.csv"), ("maps", "reports/projection.csv")):
         if (scratch / path).exists():
             table = pd.read_csv(scratch / path)
             arrays |= {f"{name}_{column}": table[column].to_numpy(np.float32) for column in table if column != "class"}
+    if (scratch / "data/features.npz").exists():
+        with np.load(scratch / "data/features.npz") as features:  # it may hold a gigabyte: only one array is read
+            arrays["cka_backbone"] = features["backbone_test"][:COMPARED].astype(np.float16)
     if (scratch / "data/predictions.npz").exists():
         for space, right in read_npz(scratch / "data/predictions.npz").items():
             arrays[f"right_{space}"] = np.packbits(right)

@@ -77,3 +77,70 @@ def spectrum(features: Floats) -> NDArray[np.float64]:
     """Eigenvalues of the features' covariance as shares of the total variance, largest first: (d,), sums to 1."""
     eigenvalues = np.linalg.eigvalsh(np.atleast_2d(np.cov(features.astype(np.float64), rowvar=False)))[::-1].clip(0)
     return eigenvalues / max(eigenvalues.sum(), 1e-300)
+
+
+def explained_auc(shares: Floats) -> float:
+    """How few directions the features use, in [(d + 1) / 2d, 1] and 1 for a single one, from their `spectrum` (d,).
+
+    Li, Efros & Pathak 2022, equation 2: the area under the cumulative explained variance, which they take of the singular
+    values of the centred features themselves, not of their squares. 1 for features without any variance.
+    """
+    singular = np.sqrt(shares)
+    return float((np.cumsum(singular) / singular.sum()).mean()) if singular.any() else 1.0
+
+
+def alignment(one: Floats, other: Floats) -> float:
+    """Mean squared distance of l2-normalised features (N, d) of two views of the same images: in [0, 4], 0 for equal ones.
+
+    Wang & Isola 2020, section 4.1, with their alpha = 2.
+    """
+    return float(((_normalised(one) - _normalised(other)) ** 2).sum(1).mean())
+
+
+def uniformity(features: Floats, most: int = 3000) -> float:
+    """Logarithm of the mean of exp(-2 * squared distance) over all pairs of l2-normalised features (N, d), in [-8, 0].
+
+    Wang & Isola 2020, section 4.1, with their t = 2. 0 for features at one point; spread evenly over a sphere of many
+    dimensions they come to -4. N is 2 or more; of more than `most` images that many are compared, evenly chosen.
+    """
+    x = _normalised(features[np.unique(np.linspace(0, len(features) - 1, min(most, len(features))).astype(int))])
+    squares, total = (x**2).sum(1), 0.0
+    for start in range(0, len(x), 500):  # all pairs at once would take 72 MB
+        rows = slice(start, start + 500)
+        distances = (squares[rows, None] + squares - 2 * x[rows] @ x.T).clip(0)
+        total += np.exp(-2 * distances).sum() - len(distances)  # without each one's distance to itself
+    return float(np.log(total / (len(x) * (len(x) - 1))))
+
+
+def linear_cka(one: NDArray[np.floating], other: NDArray[np.floating]) -> float:
+    """Linear centred kernel alignment of two networks' features, (N, d) and (N, e), of the same N images, 4 or more.
+
+    1 for features that are the same but for rotation, mirroring, scale and shift; about 0, and at times a little below, for
+    unrelated ones; NaN where one has no variance. Kornblith et al. 2019, section 3, with HSIC estimated without bias (Song
+    et al. 2007; Nguyen et al. 2021, equation 3): by the plain estimate all features of some hundred images look alike.
+    """
+    p, q = _pairwise(one), _pairwise(other)
+    within = _hsic(p, p) * _hsic(q, q)
+    return _hsic(p, q) / within**0.5 if within > 0 else float("nan")
+
+
+def _normalised(features: Floats) -> NDArray[np.float64]:
+    """Rows of length 1, but for those that are 0."""
+    x = features.astype(np.float64)
+    return x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
+
+
+def _pairwise(features: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Inner products (N, N) of centred features, and 0 on the diagonal: an image with itself is what makes the bias."""
+    x = features.astype(np.float64)
+    x = x - x.mean(0)
+    products = x @ x.T
+    np.fill_diagonal(products, 0)
+    return products
+
+
+def _hsic(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+    """HSIC_1 of two symmetric matrices (N, N) with a diagonal of 0."""
+    n = len(p)
+    found = (p * q).sum() + p.sum() * q.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (p.sum(0) @ q.sum(0))
+    return float(found / (n * (n - 3)))

@@ -460,4 +460,4 @@ def test_recording_leaves_batchnorm_as_it_was(monkeypatch: pytest.MonkeyPatch) -
         assert torch.equal(recorded(one, two, labels=labels), alone(one, two, labels=labels))
     for ours, theirs in zip(network.buffers(), alone.buffers(), strict=True):
         assert torch.equal(ours, theirs)
-    assert int(network.norm.num_batches_tracked) == 4
+    assert network.norm.num_batches_tracked == 4

@@ -1,13 +1,27 @@
-"""Accuracies against scikit-learn; ranks and spectra at their analytic limits."""
+"""Accuracies against scikit-learn; ranks, spectra and likeness against their definitions, and at their analytic limits."""
+
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.special import i0
 from sklearn.metrics import top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from simsiam.images import ImageSet, Pixels
-from simsiam.metrics import knn_scores, nearest, precision_at, rankme, spectrum, top_k
+from simsiam.metrics import (
+    alignment,
+    explained_auc,
+    knn_scores,
+    linear_cka,
+    nearest,
+    precision_at,
+    rankme,
+    spectrum,
+    top_k,
+    uniformity,
+)
 from tests.some import rng
 
 
@@ -97,3 +111,88 @@ def test_spectrum() -> None:
     assert spectrum(rng().normal(size=(100, 20))).sum() == pytest.approx(1)
     assert spectrum(np.ones((100, 20))).sum() == pytest.approx(0)  # no variance to share
     assert spectrum(rng().normal(size=(100, 1))).tolist() == [1]
+
+
+def test_explained_auc_is_the_area_under_the_cumulative_singular_values() -> None:
+    features = rng().normal(size=(300, 7)) * [9, 5, 3, 2, 1, 0.5, 0.1] + 20
+    singular = np.linalg.svd(features - features.mean(0), compute_uv=False)
+    area = 0.0
+    for count in range(1, 8):
+        area += singular[:count].sum() / singular.sum() / 7
+    assert explained_auc(spectrum(features)) == pytest.approx(area, rel=1e-9)
+
+
+def test_explained_auc_of_an_even_spectrum_and_of_one_direction() -> None:
+    for d in (2, 16, 500):
+        assert explained_auc(np.full(d, 1 / d)) == pytest.approx((d + 1) / (2 * d))
+        assert explained_auc(np.eye(d)[0]) == 1
+    assert explained_auc(spectrum(np.ones((100, 20)))) == 1  # no variance to explain
+
+
+def unit(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return x / np.sqrt((x * x).sum())
+
+
+def test_alignment_and_uniformity_are_their_definitions() -> None:
+    one, other = rng().normal(size=(30, 5)), rng(1).normal(size=(30, 5))
+    squared = [((unit(a) - unit(b)) ** 2).sum() for a, b in zip(one, other, strict=True)]
+    assert alignment(one, other) == pytest.approx(np.mean(squared))
+    potentials = [np.exp(-2 * ((unit(a) - unit(b)) ** 2).sum()) for a, b in combinations(one, 2)]
+    assert uniformity(one) == pytest.approx(np.log(np.mean(potentials)))
+    assert uniformity(one * rng(2).uniform(0.1, 9, (30, 1))) == pytest.approx(uniformity(one))  # of directions alone
+
+
+def test_alignment_lies_between_0_and_4() -> None:
+    x = rng().normal(size=(50, 8))
+    assert alignment(x, 3 * x) == pytest.approx(0, abs=1e-12)
+    assert alignment(x, -x) == pytest.approx(4)
+    assert alignment(np.eye(4), np.eye(4)[::-1]) == pytest.approx(2)  # at right angles
+
+
+def test_uniformity_of_points_spread_evenly() -> None:
+    circle, sphere = rng().normal(size=(3000, 2)), rng(1).normal(size=(3000, 3))
+    assert uniformity(circle) == pytest.approx(np.log(np.exp(-4) * i0(4)), abs=0.01)
+    assert uniformity(sphere) == pytest.approx(np.log((1 - np.exp(-8)) / 8), abs=0.01)
+    assert uniformity(np.array([[1.0, 0.0], [-2.0, 0.0]])) == pytest.approx(-8)
+    for point in (np.ones((1200, 3), np.float32), np.zeros((1200, 3))):  # the latter of an encoder that is dead
+        assert uniformity(point) == pytest.approx(0, abs=1e-6)
+
+
+def test_uniformity_of_many_images_is_that_of_as_many_as_are_asked_for() -> None:
+    x = np.concatenate([rng().normal(size=(900, 3)), np.ones((900, 3))])  # half of them at one point
+    assert uniformity(x, most=600) == pytest.approx(uniformity(x), abs=0.02) and uniformity(x, most=600) != uniformity(x)
+    assert uniformity(x, most=1800) == uniformity(x, most=9999) == uniformity(x)
+
+
+def hsic(k: NDArray[np.float64], m: NDArray[np.float64]) -> float:
+    """The mean over all quadruples of different images, of which the estimator is a quicker form (Song et al. 2007)."""
+    terms = [k[a, b] * (m[a, b] + m[c, d] - 2 * m[a, c]) for a, b, c, d in permutations(range(len(k)), 4)]
+    return float(np.mean(terms))
+
+
+def test_linear_cka_is_the_ratio_of_unbiased_hsic() -> None:
+    one = rng().normal(size=(9, 4)) + 3
+    other = one @ rng(1).normal(size=(4, 6)) + rng(2).normal(size=(9, 6))
+    k, m = one @ one.T, other @ other.T
+    expected = hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m))
+    assert 0.1 < expected < 0.95
+    assert linear_cka(one, other) == linear_cka(other, one) == pytest.approx(expected, rel=1e-9)
+
+
+def test_linear_cka_of_the_same_features_is_1_however_they_are_turned() -> None:
+    x = rng().normal(size=(300, 20)) * np.arange(1, 21)
+    rotation = np.linalg.qr(rng(1).normal(size=(20, 20)))[0]
+    assert linear_cka(x, x) == pytest.approx(1)
+    assert linear_cka(x, 0.01 * (x @ rotation)[:, ::-1] + 7) == pytest.approx(1)
+    assert linear_cka(x, x @ np.diag(1 / np.arange(1, 21))) < 0.9  # but not when directions change their lengths
+    assert linear_cka(x.astype(np.float16), x) == pytest.approx(1, abs=1e-3)  # as they are kept
+
+
+@pytest.mark.parametrize("d", [10, 2000])
+def test_linear_cka_of_unrelated_features_is_about_0(d: int) -> None:
+    found = [linear_cka(rng(seed).normal(size=(200, d)), rng(1000 + seed).normal(size=(200, d))) for seed in range(20)]
+    assert abs(np.mean(found)) < 0.01 and min(found) < 0 < max(found)  # the plain estimate has .05 and .91
+
+
+def test_linear_cka_of_features_at_one_point_is_nobody_s() -> None:
+    assert np.isnan(linear_cka(np.full((10, 3), 0.1), rng().normal(size=(10, 3))))

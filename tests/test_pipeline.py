@@ -177,6 +177,9 @@ def test_the_pipeline_leaves_every_contracted_number(clone: Path) -> None:
     others = [
         "embed.collapse.z_std",
         "embed.rankme.random_latent",
+        "embed.explained_auc.backbone",
+        "embed.alignment.random_backbone",
+        "embed.uniformity.latent",
         "pretrain.loss",
         "pretrain.images_per_second",
         "pretrain.seconds",
@@ -221,7 +224,7 @@ def test_nothing_runs_twice_and_only_what_changed_runs_again(clone: Path) -> Non
         ({"recipes__paper__pretrain__lr": 0.06, "recipes__report__finetune__epochs": 1}, set()),
         ({"recipes__laptop__finetune__weight_decay": 0.0}, {"finetune"}),
         ({"stop_gradient": False}, {"pretrain"}),
-        ({"seed": 1}, {"look", "pretrain", "linear_eval", "finetune", "project", "explain"}),
+        ({"seed": 1}, {"look", "pretrain", "embed", "linear_eval", "finetune", "project", "explain"}),
         ({"method": "other"}, {"pretrain"}),
         ({"latent_dim": 3}, {"pretrain"}),
         ({"embed__knn_k": 5}, {"embed"}),

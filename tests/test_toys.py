@@ -13,14 +13,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ablation.point import arrays_of
+from simsiam import fitting
 from simsiam.files import read_json, read_npz
-from simsiam.images import ImageSet, from_arrays, to_tensor
+from simsiam.images import ImageSet, from_arrays, load, to_tensor
 from simsiam.methods import METHODS
 from simsiam.methods.method import Method, MethodOptions
+from simsiam.metrics import alignment, explained_auc, linear_cka, spectrum, uniformity
 from simsiam.networks import Encoder, load_classifier, load_encoder, seeded
 from simsiam.pretrain import pretrain as pretrain_method
 from simsiam.settings import EncoderSettings, Params, Pretrain
 from stages.common import run
+from stages.embed import embed, two_views
 from stages.pretrain import pretrain
 from stages.report import FIGURES
 from tests.some import COLOURFUL, but, rng
@@ -155,7 +159,38 @@ def test_every_space_is_embedded(done: Path) -> None:
     for space, size in (("backbone", 64), ("latent", 8), ("random_backbone", 64), ("random_latent", 8)):
         assert features[f"{space}_train"].shape == (80, size) and features[f"{space}_test"].shape == (40, size)
     found = metrics(done, "embed")
-    assert set(found["knn"]) == set(found["rankme"]) == {"backbone", "latent", "random_backbone", "random_latent"}
+    for name in ("knn", "rankme", "explained_auc", "alignment", "uniformity"):
+        assert set(found[name]) == {"backbone", "latent", "random_backbone", "random_latent"}
+        for space, value in found[name].items():
+            if name == "uniformity":
+                assert value == uniformity(features[f"{space}_test"])
+            elif name == "explained_auc":
+                assert value == explained_auc(spectrum(features[f"{space}_test"]))
+
+
+def test_alignment_is_of_two_views_as_the_recipe_makes_them(done: Path) -> None:
+    """Drawn by seed; and of views that nothing tells apart it is 0."""
+    images, trained = load(done / "data/images.npz"), load_encoder(done / "models/encoder.pt")
+    augment = fitting.augment(params().chosen.pretrain.augment, images)
+    views = two_views(to_tensor(images.x_test, torch.device("cpu")), augment, 0)
+    assert [view.shape for view in views] == [(40, 3, 16, 16)] * 2 and views[0].dtype == torch.uint8
+    found = metrics(done, "embed")["alignment"]
+    for prefix, encoder in (("", trained), ("random_", Encoder(trained.settings))):
+        one, other = ([each.detach().numpy() for each in encoder.eval()(view.float() / 255)] for view in views)
+        assert found[f"{prefix}backbone"] == pytest.approx(alignment(one[0], other[0]), rel=1e-3)
+        assert found[f"{prefix}latent"] == pytest.approx(alignment(one[1], other[1]), rel=1e-3)
+
+    assert embed(params(seed=1), done)["alignment"] != found  # of the same encoder
+    plain = {"crop_scale": [1.0, 1.0], "flip": 0.0, "jitter_probability": 0.0, "grey": 0.0}
+    changes = {f"recipes__laptop__pretrain__augment__{key}": value for key, value in plain.items()}
+    assert max(embed(params(**changes), done)["alignment"].values()) < 1e-12 < 1e-3 < min(found.values())
+
+
+def test_what_a_point_keeps_of_the_features(done: Path) -> None:
+    kept, features = arrays_of(done)["cka_backbone"], read_npz(done / "data/features.npz")
+    assert kept.dtype == np.float16 and kept.shape == (40, 64)
+    np.testing.assert_allclose(kept, features["backbone_test"], rtol=1e-3)
+    assert linear_cka(kept, features["backbone_test"]) == pytest.approx(1, abs=1e-4)
 
 
 def test_the_images_own_normalisation_is_used(done: Path) -> None:
