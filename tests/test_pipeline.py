@@ -95,11 +95,11 @@ def test_the_readme_says_what_the_committed_runs_found() -> None:
         both = [[100 * reduce(getitem, each.split("."), found[stage]) for found in of_digits] for each in (key, control)]
         expected.append(" and ".join(f"{np.mean(of):.1f} ± {np.std(of, ddof=1):.1f} %" for of in both))
     loops = {"ours": "", "bare": "ours/bare", "lightly": "ours/lightly", "plain": "ours/plain"}
-    for file, digits in (("throughput", 3), ("throughput_h200", 5)):
+    for file, form in (("throughput", ".3g"), ("throughput_h200", ".0f")):
         models = committed(f"reports/benchmarks/{file}")["models"].values()
         for loop, name in loops.items():
             if all(loop in model["pairs_per_second"] for model in models):
-                speeds = [f"{model['pairs_per_second'][loop]['median']:.{digits}g}" for model in models]
+                speeds = [f"{model['pairs_per_second'][loop]['median']:{form}}" for model in models]
                 ratios = [f" (ours: {model['ratios'][name]:.2f} times)" if name else "" for model in models]
                 expected.append(f" | {' | '.join(map(str.__add__, speeds, ratios))} |")
     assert [line for line in expected if line not in readme] == []
