@@ -33,20 +33,21 @@ class Released:
 def write(folder: Path, encoder: Encoder, heads: dict[str, Weights], card: dict[str, Any]) -> None:
     """Write backbone, projector and linear .safetensors, and card.json, to which the encoder's settings are added.
 
-    Matrices and kernels are float16; what BatchNorm has, and biases, stay float32.
+    Matrices and kernels are float16; what BatchNorm has, biases and the linear classifiers are float32.
     """
     named = torchvision_names(encoder)
     backbone = {named[name]: value for name, value in encoder.backbone.state_dict().items()}
     linear = {f"{space}.{name}": value for space, head in heads.items() for name, value in head.items()}
     for name, weights in (("backbone", backbone), ("projector", encoder.projector.state_dict()), ("linear", linear)):
-        halved = {key: (value.half() if value.ndim > 1 else value).contiguous() for key, value in weights.items()}
+        halve = name != "linear"
+        halved = {key: (value.half() if halve and value.ndim > 1 else value).contiguous() for key, value in weights.items()}
         write_bytes(folder / f"{name}.safetensors", save(halved))
     write_json(folder / "card.json", {"encoder": encoder.settings.model_dump()} | card)
 
 
 def read(folder: Path) -> Released:
     """What `write` wrote, in float32. Raises UserError where it is missing or damaged."""
-    how = "get it anew: git checkout -- released"
+    how = "get it anew"
     card = read_json(folder / "card.json", how=how)
     try:
         parts = {name: load((folder / f"{name}.safetensors").read_bytes()) for name in ("backbone", "projector", "linear")}
@@ -55,12 +56,12 @@ def read(folder: Path) -> Released:
         ours = {theirs: name for name, theirs in torchvision_names(encoder).items()}
         encoder.backbone.load_state_dict({ours[name]: value for name, value in weights["backbone"].items()})
         encoder.projector.load_state_dict(weights["projector"])
-    except (OSError, SafetensorError, ValidationError, RuntimeError, KeyError, TypeError) as error:
+        heads: dict[str, Weights] = {}
+        for key, value in weights["linear"].items():
+            space, name = key.split(".")
+            heads.setdefault(space, {})[name] = value
+    except (OSError, SafetensorError, ValidationError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder} does not hold an encoder ({' '.join(str(error).split())[:200]}): {how}") from None
-    heads: dict[str, Weights] = {}
-    for key, value in weights["linear"].items():
-        space, name = key.split(".")
-        heads.setdefault(space, {})[name] = value
     return Released(encoder, heads, card)
 
 

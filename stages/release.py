@@ -22,9 +22,10 @@ def release(root: Path, folder: Path) -> None:
     metrics, images = {name: read_json(root / f"reports/metrics/{name}.json")[name] for name in stages}, load_images(root)
     spaces = ("backbone", "latent")
     every = (*spaces, *(f"random_{space}" for space in spaces))
+    describe = ("git", "describe", "--always", "--dirty", "--abbrev=40")
     linear, embed = metrics["linear_eval"], metrics["embed"]
     card: dict[str, Any] = {
-        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip(),
+        "released_at": subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip(),
         "images": {key: metrics["download"][key] for key in ("name", "train", "test", "size")}
         | {"sha256": images.digest, "pretraining_pixels_sha256": images.pixels_digest, "classes": images.classes},
         "pretrain": {key: value for key, value in metrics["pretrain"].items() if key != "run"},

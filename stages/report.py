@@ -65,9 +65,9 @@ def write_page(params: Params, root: Path, settings: str) -> None:
             print(f"report: without study {path.parent.name}: {error}", file=sys.stderr)
     metrics, pictures = read_metrics(root), {name: read_picture(root / f"reports/figures/{name}.png") for name in FIGURES}
     card = read_json(RELEASED) if RELEASED.exists() else None
-    beside = card if card and card["images"]["name"] == metrics["download"]["name"] else None
+    same = card and all(card["images"][key] == metrics["download"][key] for key in ("name", "train", "test", "size"))
     with of_another_shape(root):
-        page = render(params.report.title, metrics, pictures, settings, studies, beside)
+        page = render(params.report.title, metrics, pictures, settings, studies, card if same else None)
     write_text(root / "reports/index.html", page)
 
 

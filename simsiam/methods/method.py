@@ -77,5 +77,4 @@ class Method(nn.Module):
 @torch.no_grad()
 def follow(target: nn.Module, online: nn.Module, momentum: float) -> None:
     """Move the parameters of `target` to momentum * target + (1 - momentum) * online."""
-    for old, new in zip(target.parameters(), online.parameters(), strict=True):
-        old.lerp_(new, 1 - momentum)
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - momentum)

@@ -27,7 +27,7 @@ class SwAVOptions(MethodOptions):
 
 
 class SwAV(Method):
-    """Prototypes C (K, d), each of length 1."""
+    """Prototypes C (K, d), each of length 1. Without the queue that the authors add to small batches."""
 
     Options = SwAVOptions
     title = "SwAV"
