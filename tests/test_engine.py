@@ -450,7 +450,7 @@ def test_recording_leaves_batchnorm_as_it_was(monkeypatch: pytest.MonkeyPatch) -
     def record(network: nn.Module, samples: tuple[Tensor, ...], allow_unused_input: bool) -> nn.Module:
         for _ in range(4):
             network(*samples)
-        network.forward = network.forward  # type: ignore[method-assign]  # as torch replaces it
+        network.forward = network.forward  # as torch replaces it
         return network
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)

@@ -146,8 +146,8 @@ def test_what_is_replayed_is_what_was_recorded(name: str, tiny: EncoderSettings,
             assert (ours.grad is None) == (theirs.grad is None), key
             if ours.grad is not None and theirs.grad is not None:
                 assert (ours.grad - theirs.grad).norm() <= 0.01 * theirs.grad.norm() + 1e-6, key  # TF32
-    for (key, ours), theirs in zip(network.named_buffers(), launched.buffers(), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3, msg=key)
+    for (key, mine), plain in zip(network.named_buffers(), launched.buffers(), strict=True):
+        torch.testing.assert_close(mine, plain, atol=1e-3, rtol=1e-3, msg=key)
 
 
 @pytest.mark.parametrize("name", list(METHODS))
