@@ -218,9 +218,25 @@ class Study(Section):
         return each_once(values)
 
 
+class Rates(Section):
+    """The search of each method's learning rate: one trial for each of `rates`, at each of `methods`."""
+
+    methods: list[Name] = Field(min_length=1)
+    rates: list[Rate] = Field(min_length=1)  # for a batch of 256
+    epochs: Count  # of a trial
+    held_out: Count  # training images that no trial sees and all are measured on; a fifth of them at most
+    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of every trial, and of the slice
+
+    @field_validator("methods", "rates")
+    @classmethod
+    def _each_once(cls, values: list[Any]) -> list[Any]:
+        return each_once(values)
+
+
 class Ablation(Section):
     points: dict[Name, Changes]
     studies: dict[Name, Study]
+    rates: Rates
 
     @model_validator(mode="after")
     def _defined(self) -> Self:

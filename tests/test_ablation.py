@@ -139,6 +139,7 @@ def verdicts(every: list[Found]) -> dict[str, str]:
 STUDIES = {
     "points": {f"d{dim}": {"latent_dim": dim} | ({"explain.mass_images": 100} if dim in (8, 32) else {}) for dim in DIMS}
     | {"no_stop_gradient": {"stop_gradient": False}, "wide": {"recipes.laptop.model.width": 64}},
+    "rates": {"methods": ["simsiam"], "rates": [0.1], "epochs": 1, "held_out": 50, "seed": 0},
     "studies": {
         "dimension": {"points": [f"d{dim}" for dim in DIMS], "seeds": [0, 1], "stages": STAGES},
         "stop_gradient": {"points": ["d512", "no_stop_gradient"], "seeds": [0, 1], "stages": STAGES},
