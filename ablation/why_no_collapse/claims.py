@@ -108,7 +108,10 @@ def ranks_of(found: list[Found]) -> Ranks:
             cell = groups[repr(sorted(settings.items()))][epochs, lr, decay]
             if each.seed not in [other.seed for other in cell]:
                 cell.append(each)
-        ranks[method] = dict(max(groups.values(), key=size, default={}))
+        ranks[method] = {}
+        for cells in groups.values():
+            if size(cells) > size(ranks[method]):
+                ranks[method] = dict(cells)
     return ranks
 
 
