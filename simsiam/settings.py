@@ -8,15 +8,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from simsiam.errors import UserError
 
+
+def in_order(scale: list[float]) -> list[float]:
+    """Raises ValueError where the first of two is larger than the second."""
+    if scale[0] > scale[1]:
+        raise ValueError("it should be [smallest, largest]")
+    return scale
+
+
 Count = Annotated[int, Field(ge=1, le=100_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=100)]
+Area = Annotated[float, Field(ge=0.01, le=1)]
+CropScale = Annotated[list[Area], Field(min_length=2, max_length=2), AfterValidator(in_order)]
 Index = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^\w[\w.=+-]*$")]
 S = TypeVar("S", bound="Section")
@@ -62,19 +72,12 @@ class Augment(Section):
     """What a view goes through. A probability or strength of 0 leaves the operation out altogether."""
 
     view_size: Annotated[int, Field(ge=8, le=512)]  # side of a view in pixels; params.yaml has it for images of 32
-    crop_scale: list[Annotated[float, Field(ge=0.01, le=1)]] = Field(min_length=2, max_length=2)  # of the image's area
+    crop_scale: CropScale  # of the image's area
     flip: Share  # probability of a horizontal flip
     jitter: list[Share] = Field(min_length=4, max_length=4)  # strength: brightness, contrast, saturation, hue
     jitter_probability: Share
     grey: Share  # probability of losing all colour
     blur: Share  # probability of a 3x3 Gaussian blur, sigma .1 to 2 pixels
-
-    @field_validator("crop_scale")
-    @classmethod
-    def _in_order(cls, scale: list[float]) -> list[float]:
-        if scale[0] > scale[1]:
-            raise ValueError("it should be [smallest, largest]")
-        return scale
 
     @field_validator("jitter")
     @classmethod

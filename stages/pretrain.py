@@ -80,7 +80,7 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
         "trained": [
             params.model_dump(include={"recipe", "method", "latent_dim", "stop_gradient", "seed"})
             | result.machine
-            | {"warning": warning, "method_name": method.title}
+            | {"warning": warning, "method_name": method.title, "with_labels": method.labelled}
         ],
     }
 

@@ -35,7 +35,10 @@ def test_options_are_of_the_chosen_recipe_and_method() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "simklr"}, "method is 'simklr': it should be one of simsiam, simclr, byol"),
+        (
+            {"method": "simklr"},
+            "method is 'simklr': it should be one of simsiam, fastsiam, simclr, byol, barlow_twins, vicreg, swav, supervised",
+        ),
         (
             {"recipes__laptop__methods__simsiam__hidden": 3},
             "unknown key recipes.laptop.methods.simsiam.hidden: allowed here are lr, stop_gradient, predictor, ",

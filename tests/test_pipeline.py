@@ -225,7 +225,7 @@ def test_nothing_runs_twice_and_only_what_changed_runs_again(clone: Path) -> Non
         ({"recipes__laptop__finetune__weight_decay": 0.0}, {"finetune"}),
         ({"stop_gradient": False}, {"pretrain"}),
         ({"seed": 1}, {"look", "pretrain", "embed", "linear_eval", "finetune", "project", "explain"}),
-        ({"method": "other"}, {"pretrain"}),
+        ({"method": "simclr"}, {"pretrain"}),
         ({"latent_dim": 3}, {"pretrain"}),
         ({"embed__knn_k": 5}, {"embed"}),
         ({"linear_eval__draws": 3}, {"linear_eval"}),
@@ -287,7 +287,7 @@ def test_an_edited_comment_runs_nothing_and_an_edited_formula_what_it_must(clone
         ("recipe=desktop", "params.yaml: recipe is 'desktop': it should be 'laptop', 'report' or 'paper'"),
         ("data.source=/nowhere/at/all", "data.source: /nowhere/at/all does not exist"),
         ("+latentdim=32", "params.yaml: unknown key latentdim: allowed here are recipe, method, latent_dim"),
-        ("method=simklr", "params.yaml: method is 'simklr': it should be one of simsiam, simclr"),
+        ("method=simklr", "params.yaml: method is 'simklr': it should be one of simsiam, fastsiam, simclr"),
         (
             "++recipes.laptop.methods.simsiam.predictor_lr=warm",
             "predictor_lr is 'warm': it should be 'cosine' or 'constant'",

@@ -7,17 +7,27 @@ from typing import Any
 
 from simsiam.errors import UserError
 from simsiam.images import ImageSet
+from simsiam.methods.barlow_twins import BarlowTwins
 from simsiam.methods.byol import BYOL
+from simsiam.methods.fastsiam import FastSiam
 from simsiam.methods.method import Method
 from simsiam.methods.simclr import SimCLR
 from simsiam.methods.simsiam import SimSiam
+from simsiam.methods.supervised import Supervised
+from simsiam.methods.swav import SwAV
+from simsiam.methods.vicreg import VICReg
 from simsiam.networks import Encoder
 from simsiam.settings import EncoderSettings, Model, Params, Recipes, checked
 
 METHODS: dict[str, type[Method]] = {
     "simsiam": SimSiam,
+    "fastsiam": FastSiam,
     "simclr": SimCLR,
     "byol": BYOL,
+    "barlow_twins": BarlowTwins,
+    "vicreg": VICReg,
+    "swav": SwAV,
+    "supervised": Supervised,
 }
 
 
@@ -45,10 +55,13 @@ def check_all(params: Params) -> None:
 
 
 def _options(params: Params, recipe: str, name: str, classes: int = 1) -> Any:
-    content, wanted = getattr(params.recipes, recipe).methods.get(name, {}), METHODS[name].Options
+    place, content = f"recipes.{recipe}.methods.{name}.", getattr(params.recipes, recipe).methods.get(name, {})
+    wanted = METHODS[name].Options
     known = {"stop_gradient": params.stop_gradient, "classes": classes}
+    if misplaced := known.keys() & content:
+        raise UserError(f"params.yaml: unknown key {place}{misplaced.pop()}: it is no setting of the method's own")
     content = content | {key: value for key, value in known.items() if key in wanted.model_fields}
-    return checked(wanted, content, "params.yaml", f"recipes.{recipe}.methods.{name}.")
+    return checked(wanted, content, "params.yaml", place)
 
 
 def build(params: Params, images: ImageSet, model: Model | None = None) -> Method:
