@@ -36,7 +36,9 @@ SETTINGS = Pretrain(
     knn=0,
     augment=VIEW,
 )
-TUNING = Finetune(**SETTINGS.model_dump(exclude={"lr", "knn"}), lr=[0.4], held_out=50, space="latent", labels=1.0, budget="fixed")
+TUNING = Finetune(
+    **SETTINGS.model_dump(exclude={"lr", "knn"}), lr=[0.4], held_out=50, space="latent", labels=1.0, budget="fixed"
+)
 
 
 def test_pretraining_learns_and_is_reproducible(tiny: EncoderSettings, images: Tensor) -> None:

@@ -16,12 +16,15 @@ from simsiam.explain import explain
 from simsiam.features import extract
 from simsiam.finetune import finetune, predict
 from simsiam.images import ImageSet
+from simsiam.methods import METHODS, options
+from simsiam.methods.method import Method
 from simsiam.methods.simsiam import SimSiam
 from simsiam.networks import Classifier, Encoder
 from simsiam.parallel import local_device
 from simsiam.pretrain import pretrain
-from simsiam.settings import EncoderSettings, Finetune, Pretrain
+from simsiam.settings import EncoderSettings, Finetune, Pretrain, load
 from tests.some import COLOURFUL, SIMSIAM, but, generator
+from tests.some_latents import PARAMS, N, given, latents_for
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 VIEW = but(COLOURFUL, blur=0.5)
@@ -44,6 +47,11 @@ def model(tiny: EncoderSettings) -> SimSiam:
     return SimSiam(Encoder(tiny), SIMSIAM)
 
 
+def made(name: str, settings: EncoderSettings) -> Method:
+    own = options(load(PARAMS, [f"method={name}"]), classes=10)
+    return METHODS[name](Encoder(settings), own)
+
+
 def kept(folder: Path) -> StoreFor:
     return lambda identity: nullcontext(Store(folder))
 
@@ -54,11 +62,12 @@ def test_views_are_those_of_the_cpu(images: Tensor) -> None:
     torch.testing.assert_close(views, make_view(images[:50] / 255, drawn, VIEW), atol=5e-3, rtol=0)  # TF32
 
 
-def test_the_host_does_not_wait_within_a_step(model: SimSiam, images: Tensor) -> None:
+@pytest.mark.parametrize("name", list(METHODS))
+def test_the_host_does_not_wait_within_a_step(name: str, tiny: EncoderSettings, images: Tensor) -> None:
     """Of the loop, too: only a look at the numbers waits, every 20 steps."""
-    device = pick_device()
-    model.to(device)
-    pixels, steps = images.to(device), 0
+    device, method = pick_device(), made(name, tiny)
+    method.to(device)
+    pixels, labels, steps = images.to(device), (torch.arange(len(images)) % 10).to(device), 0
 
     def loss_of(network: nn.Module, batch: Tensor, random: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         nonlocal steps
@@ -67,11 +76,13 @@ def test_the_host_does_not_wait_within_a_step(model: SimSiam, images: Tensor) ->
             torch.cuda.set_sync_debug_mode("error")
         elif steps == 8:
             torch.cuda.set_sync_debug_mode("default")
-        loss, latents = network(*random_views(pixels[batch], random, [VIEW, VIEW]))
+        known = {"labels": labels[batch]} if method.labelled else {}
+        loss, latents = network(*random_views(pixels[batch], random, method.views(VIEW)), **known)
         return loss, {"std": latents.std()}
 
+    given: dict[str, Any] = {"settings": but(SETTINGS, batch_size=40), "lr": 0.1, "seed": 0, "device": device, "name": "x"}
     try:
-        train(model, loss_of, examples=400, settings=but(SETTINGS, batch_size=40), lr=0.1, seed=0, device=device, name="x")
+        train(method, loss_of, examples=400, own_rates=method.own_rates, after_step=method.after_step, **given)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert steps == 20
@@ -127,15 +138,27 @@ def test_a_recorded_training_is_the_same_training(
         torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02, msg=name)
 
 
-def test_a_compiled_training_is_the_same_training(tiny: EncoderSettings, images: Tensor) -> None:
-    pixels = images.to(pick_device())
-    losses = [
-        pretrain(
-            SimSiam(Encoder(tiny), SIMSIAM), pixels, settings=but(SETTINGS, compile=word, precision="fp32"), seed=0
-        ).records[-1]["loss"]
-        for word in ("never", "always")
-    ]
-    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+@pytest.mark.parametrize("name", list(METHODS))
+def test_a_compiled_training_is_the_same_training(name: str, tiny: EncoderSettings, images: Tensor) -> None:
+    pixels, losses = images.to(pick_device()), []
+    for word in ("never", "always"):
+        method = made(name, tiny)
+        labels = (torch.arange(len(images)) % 10).to(pixels.device) if method.labelled else None
+        settings = but(SETTINGS, compile=word, precision="fp32", epochs=1)
+        losses.append(pretrain(method, pixels, labels, settings=settings, seed=0).records[-1]["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=0.02, rel=0.01)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_the_loss_is_the_cpu_s(name: str) -> None:
+    """Of equal latents."""
+    method, device = given(name), pick_device()
+    latents, labels = latents_for(method), torch.arange(N) % 3
+    losses = []
+    for where in (torch.device("cpu"), device):
+        known = {"labels": labels.to(where)} if method.labelled else {}
+        losses.append(method.to(where)(*(z.to(where) for z in latents), **known)[0].item())
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)  # TF32
 
 
 def test_features_are_those_of_the_cpu_and_the_encoder_comes_home(model: SimSiam, images: Tensor) -> None:

@@ -305,6 +305,26 @@ def test_what_is_trained_gets_a_gradient_and_nothing_else(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(METHODS))
+def test_what_torch_compile_makes_of_it_is_the_same(name: str) -> None:
+    """But for the code that it writes, which takes minutes: the graphs and their gradients."""
+    losses, gradients = [], []
+    for compiled in (False, True):
+        method = given(name)
+        network = torch.compile(method, backend="aot_eager") if compiled else method
+        for done in (0.5, 1.0):
+            known: dict[str, Any] = {"labels": torch.arange(N) % 3} if method.labelled else {}
+            loss = network(*latents_for(method), **known)[0]
+            loss.backward()
+            with torch.no_grad():
+                method.encoder.map.sub_(method.encoder.map.grad, alpha=0.1)
+            method.after_step(done)
+        losses.append(loss.item())
+        gradients.append(method.encoder.map.grad)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
 def test_a_loss_is_not_rounded_where_the_network_is(name: str) -> None:
     """In bf16 a number has eight bits: of the latents that the network gives, the loss is computed in float32."""
     method = given(name)

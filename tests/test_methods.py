@@ -1,16 +1,27 @@
 """What all methods have in common: their settings, what they are built of, and what a training of each does."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from ruamel.yaml import YAML
 
+from ablation.point import run_point
 from simsiam.errors import UserError
-from simsiam.images import ImageSet
+from simsiam.images import UNLABELLED, ImageSet
 from simsiam.methods import METHODS, build, options
 from simsiam.methods.method import Method, MethodOptions
 from simsiam.methods.simsiam import SimSiamOptions
+from simsiam.networks import load_encoder
 from simsiam.settings import Params, load
+from stages.check import check
+from stages.common import load_images
+from stages.pretrain import pretrain
+from tests.through import quick
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,7 +48,7 @@ def test_options_are_of_the_chosen_recipe_and_method() -> None:
     [
         (
             {"method": "simklr"},
-            "method is 'simklr': it should be one of simsiam, fastsiam, simclr, byol, barlow_twins, vicreg, swav, supervised",
+            f"method is 'simklr': it should be one of {', '.join(METHODS)}",
         ),
         (
             {"recipes__laptop__methods__simsiam__hidden": 3},
@@ -48,6 +59,14 @@ def test_options_are_of_the_chosen_recipe_and_method() -> None:
             "recipes.laptop.methods.simsiam.predictor_lr is 'fast': it should be 'cosine' or 'constant'",
         ),
         ({"recipes__laptop__methods__simsiam__predictor_hidden": 0}, "predictor_hidden is 0: it should be at least"),
+        (
+            {"method": "supervised", "recipes__laptop__methods__supervised__classes": 3},
+            "unknown key recipes.laptop.methods.supervised.classes: it is no setting of the method's own",
+        ),
+        (
+            {"method": "swav", "recipes__laptop__methods__swav__small_scale": [0.2, 0.1]},
+            "recipes.laptop.methods.swav.small_scale is [0.2, 0.1]: it should be [smallest, largest]",
+        ),
     ],
 )
 def test_bad_options_are_one_line(change: dict[str, Any], message: str) -> None:
@@ -78,3 +97,122 @@ def test_the_network_is_built_of_the_params(cifar: ImageSet) -> None:
     assert (settings.mean, settings.std) == cifar.normalisation
     half = build(params(recipes__laptop__model__normalisation="half", recipes__laptop__model__width=8), cifar)
     assert (half.encoder.settings.mean, half.encoder.settings.std) == ((0.5,) * 3, (0.5,) * 3)
+
+
+def test_a_method_of_labels_wants_images_that_have_them(cifar: ImageSet) -> None:
+    assert build(params(method="supervised"), cifar).options.classes == 10
+    nameless = replace(cifar, labels=np.full_like(cifar.labels, -1), classes=())
+    with pytest.raises(UserError, match="method is supervised, which learns from labels, and these images have none"):
+        build(params(method="supervised"), nameless)
+    assert build(params(), nameless)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cifar: ImageSet) -> Path:
+    """A folder with real images, and a store of its own."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    cifar.save(tmp_path / "data/images.npz")
+    return tmp_path
+
+
+class Killed(Exception):
+    """What happens to a training in the middle of a step."""
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_each_method_trains_and_goes_on_bit_for_bit_after_a_kill(
+    name: str, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = quick(
+        method=name,
+        recipes__laptop__pretrain__epochs=1,
+        recipes__laptop__pretrain__batch_size=50,
+        recipes__laptop__methods={"swav": {"small_views": 1, "frozen": 0.7}},
+    )
+    trained = pretrain(ours, root)
+    assert trained and trained["trained"][0]["method"] == name and np.isfinite(trained["loss"])
+    whole, curve = load_encoder(root / "models/encoder.pt").state_dict(), (root / "reports/curves/pretrain.csv").read_text()
+    initial = build(ours, load_images(root)).encoder.state_dict()
+    assert not any(torch.equal(initial[key], value) for key, value in whole.items())
+
+    after_step = METHODS[name].after_step
+
+    def killed(method: Method, done: float) -> None:
+        after_step(method, done)
+        if done == 6 / 8:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(METHODS[name], "after_step", killed)
+        patch.setattr("simsiam.engine.SAVE_EVERY", -1.0)  # a checkpoint after every step
+        with pytest.raises(Killed):
+            pretrain(ours, root, fresh=True)
+    capsys.readouterr()
+    pretrain(ours, root)
+    assert "going on from step 5 of 8" in capsys.readouterr().err
+    again = load_encoder(root / "models/encoder.pt").state_dict()
+    assert all(torch.equal(again[key], value) for key, value in whole.items())
+    assert (root / "reports/curves/pretrain.csv").read_text() == curve
+
+
+def test_a_learning_rate_of_its_own(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def settings(lr: float | None) -> Any:
+        metrics = pretrain(quick(method="simclr", recipes__laptop__methods={"simclr": {"lr": lr}}), root)
+        assert metrics
+        return metrics["settings"][0]["pretrain"]
+
+    theirs = settings(None)
+    assert theirs["lr"] == 0.4 and "simclr" not in capsys.readouterr().err
+    assert settings(0.2) == theirs | {"lr": 0.2}
+    assert "pretrain: lr 0.2 is that of simclr in this recipe, instead of 0.4\n" in capsys.readouterr().err
+    settings(0.4)  # the recipe's, said twice, is the same training
+    assert "going on from step 50 of 50" in capsys.readouterr().err
+
+
+def test_only_labelled_images_are_trained_on_with_labels(root: Path, cifar: ImageSet) -> None:
+    """And other labels are another training."""
+    split, labels = cifar.split.copy(), cifar.labels.copy()
+    split[100:400], labels[100:400] = UNLABELLED, -1
+    ours = quick(method="supervised", recipes__laptop__pretrain__batch_size=64)
+    folders = []
+    for first in (labels[0], (labels[0] + 1) % 10):
+        replace(cifar, split=split, labels=np.where(np.arange(500) == 0, first, labels)).save(root / "data/images.npz")
+        metrics = pretrain(ours, root)
+        assert metrics and metrics["settings"][0]["pretrain"]["batch_size"] == 50  # half of 100
+        assert metrics["trained"][0]["with_labels"]
+        folders.append(len(list((root / ".checkpoints/pretrain").iterdir())))
+    assert folders == [1, 2]
+
+
+@pytest.fixture
+def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Makes a folder with another params.yaml the current one."""
+
+    def other(method: str, **points: Any) -> Path:
+        content = YAML().load(ROOT / "params.yaml")
+        content["method"] = method
+        content["ablation"]["points"] |= points
+        YAML().dump(content, tmp_path / "params.yaml")
+        monkeypatch.chdir(tmp_path)
+        return tmp_path / "params.yaml"
+
+    return other
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_any_of_them_may_be_chosen_without_touching_the_studies(name: str, other: Callable[..., Path]) -> None:
+    check(load(other(name)), Path())
+
+
+def test_a_point_that_does_not_fit_its_method_is_named(other: Callable[..., Path]) -> None:
+    ours = load(other("simclr", odd={"stop_gradient": False}))
+    with pytest.raises(UserError, match=r"simclr has no stop-gradient to leave out \(at ablation\.points\.odd\)$"):
+        check(ours, Path())
+
+
+@pytest.mark.parametrize("recipe", ["base", "laptop"])
+def test_a_point_that_changes_another_method_s_settings_is_refused(recipe: str, other: Callable[..., Path]) -> None:
+    key = f"recipes.{recipe}.methods.simclr.temperature"
+    other("simsiam", idle={key: 0.2})
+    with pytest.raises(UserError, match=f"it changes {key}, but method is simsiam: it would change nothing"):
+        run_point("idle", 0, ["pretrain"])

@@ -13,18 +13,20 @@ from torch import Generator
 from simsiam import engine, parallel
 from simsiam.engine import train
 from simsiam.errors import UserError
+from simsiam.methods import METHODS
 from simsiam.schedule import cosine
 from simsiam.seeds import derive
-from tests import two_processes
+from tests import some_latents, two_processes
 from tests.two_processes import IMAGES, LR, SETTINGS, loss_of
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 300  # seconds; far under the ten minutes that a process waits for one that has stopped answering
 
 
-def torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run tests/two_processes.py, or `-m` another module, in two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d"]
-    command += ["--rdzv-endpoint=localhost:0", "tests/two_processes.py", str(folder), *arguments]
+    command += ["--rdzv-endpoint=localhost:0", *arguments]
     pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes) as process:
@@ -39,7 +41,7 @@ def torchrun(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_two_processes_take_the_steps_of_one_with_both_shares(tmp_path: Path) -> None:
     """BatchNorm sees a share at a time, and its running statistics are those of the first share."""
-    result = torchrun(tmp_path)
+    result = torchrun("tests/two_processes.py", str(tmp_path))
     assert result.returncode == 0, result.stderr
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
 
@@ -84,7 +86,7 @@ def test_two_processes_take_the_steps_of_one_with_both_shares(tmp_path: Path) ->
 def test_a_failing_process_ends_the_run_and_another_number_of_processes_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = torchrun(tmp_path, "7")
+    result = torchrun("tests/two_processes.py", str(tmp_path), "7")
     assert result.returncode != 0 and "process 1 fails" in result.stderr
     assert not list(tmp_path.glob("rank*.pt"))
 
@@ -96,6 +98,28 @@ def test_a_failing_process_ends_the_run_and_another_number_of_processes_goes_on(
     a_step = sum(range(200)) / 5
     assert records[0]["indices"] == a_step / 2  # of two processes, with half a batch each
     assert a_step / 2 < records[1]["indices"] < a_step  # of one, but for the first step
+
+
+def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path: Path) -> None:
+    """Of every method, on the same latents: what is compared within a batch is compared within the whole batch."""
+    result = torchrun("-m", "tests.some_latents", str(tmp_path / "found.pt"))
+    assert result.returncode == 0, result.stderr
+    both = torch.load(tmp_path / "found.pt")
+    assert set(both) == set(METHODS)
+    for name, found in both.items():
+        expected = some_latents.loss_and_gradients(name)
+        assert set(found) == set(expected) and len(expected) > 1
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6, msg=f"{name}: {key}")
+
+
+@pytest.mark.parametrize("name", ["simclr", "barlow_twins", "vicreg", "swav"])
+def test_the_loss_of_a_batch_is_not_the_mean_of_its_halves(name: str) -> None:
+    """Else the test above could not fail."""
+    method = some_latents.given(name)
+    latents = some_latents.latents_for(method)
+    halves = [method(*(z.chunk(2)[half] for z in latents))[0].item() for half in (0, 1)]
+    assert abs(method(*latents)[0].item() - sum(halves) / 2) > 0.01
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +140,7 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(monkeypatch: pytest.Mon
 def test_one_process_needs_nothing_of_it() -> None:
     module, values = torch.nn.Linear(2, 2), torch.ones(3)
     assert (parallel.rank(), parallel.size()) == (0, 1)
-    assert parallel.share(module) is module and parallel.mean(values) is values
+    assert parallel.share(module) is module and parallel.mean(values) is parallel.gathered(values) is values
     assert parallel.any_of(True, torch.device("cpu")) and not parallel.any_of(False, torch.device("cpu"))
     assert parallel.first_alone(lambda: 7) == 7
 

@@ -49,9 +49,7 @@ def test_a_look_is_the_knn_of_the_held_out_images_among_others(tiny: EncoderSett
     features = extract(encoder, pixels)[0].astype(float)
     right = [voted(features[bank], cifar.y_train[bank], features[i], 10) == cifar.y_train[i] for i in held]
     assert found == np.mean(right) and 0.05 < found < 0.95
-    few = knn_look(
-        pixels, cifar.y_train, *split(cifar.y_train, HELD, 5), 5
-    )  # of 370 others 300
+    few = knn_look(pixels, cifar.y_train, *split(cifar.y_train, HELD, 5), 5)  # of 370 others 300
     assert few(encoder) != found
     every = knn_look(pixels, cifar.y_train, *split(cifar.y_train, 100, 5), 5)  # and 300 are fewer than a thousand
     kept, held = split(cifar.y_train, 100, 5)
