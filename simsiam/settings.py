@@ -222,7 +222,15 @@ class Study(Section):
         return each_once(values)
 
 
+class Patches(Section):
+    """The dictionary of patches that is the control without a network."""
+
+    centroids: Annotated[int, Field(ge=2, le=10_000)]
+    patches: Annotated[int, Field(ge=1_000, le=1_000_000)]  # that it is learned from
+
+
 class Ablation(Section):
+    patches: Patches
     points: dict[Name, Changes]
     studies: dict[Name, Study]
 

@@ -1,7 +1,6 @@
 """Linear evaluation on frozen features: python -m stages.linear_eval"""
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from simsiam import fitting
 from simsiam.checkpoint import save_weights
 from simsiam.engine import pick_device
 from simsiam.files import read_npz, write_csv, write_npz
-from simsiam.images import split
+from simsiam.images import Floats, Labels, split
 from simsiam.metrics import accuracies, top_k
 from simsiam.plots import confusion_figure, draw, note_figure
 from simsiam.probe import ONE_THREAD, POOLS, linear_probe
@@ -71,28 +70,18 @@ def linear_eval(params: Params, root: Path) -> Metrics:
         heads[space] = {"weight": torch.from_numpy(probe.weight), "bias": torch.from_numpy(probe.bias)}
         rows += [{"space": space, "l2": l2, "held_out_top1": top1} for l2, top1 in sorted(probe.held_out.items())]
 
-    def with_few(share: float, space: str, draw_number: int) -> float:
-        few = split(labels, round(share * len(labels)), params.seed + draw_number)[1]
-        probe = linear_probe(
-            features[f"{space}_train"][few],
-            labels[few],
-            classes=len(names),
-            held_out=max(len(names), len(few) // 10),
-            seed=params.seed,
-            device=device,
-            name=f"linear_eval, {space}, {percent(share)} of the labels",
-        )
-        return top_k(probe.scores(features[f"{space}_test"]), test_labels, 1)
-
     metrics["settings"] = [chosen.model_dump()]
     metrics["few_labels"] = {percent(share): {} for share in chosen.few_labels}
-    # These are too small to share out among threads: a thread takes each whole. SciPy's limit is every thread's.
-    threads = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
-    with POOLS.limit(limits=ONE_THREAD), threads as pool:
-        for share, space in product(chosen.few_labels, SPACES[:3]):
-            found = list(pool.map(partial(with_few, share, space), range(chosen.draws)))
-            deviation = float(np.std(found, ddof=1)) if len(found) > 1 else None
-            metrics["few_labels"][percent(share)][space] = {"top1": float(np.mean(found)), "sd": deviation}
+    for share, space in product(chosen.few_labels, SPACES[:3]):
+        train, test = features[f"{space}_train"], features[f"{space}_test"]
+        metrics["few_labels"][percent(share)][space] = few_labels(
+            *(train, labels, test, test_labels, share),
+            classes=len(names),
+            draws=chosen.draws,
+            seed=params.seed,
+            device=device,
+            name=f"linear_eval, {space}",
+        )
 
     copies = (root if (root / "data/images.npz").exists() else Path()) / "data/copies.npz"  # of the same images
     leaked = read_npz(copies, "of")["of"] >= 0 if copies.exists() else np.zeros(len(test_labels), bool)
@@ -105,6 +94,44 @@ def linear_eval(params: Params, root: Path) -> Metrics:
     write_csv(root / "reports/curves/linear_eval.csv", rows)
     draw(root / "reports/figures/confusion.png", confusion_figure, np.array(metrics["backbone"]["confusion"]), names)
     return metrics
+
+
+def few_labels(
+    train: Floats,
+    labels: Labels,
+    test: Floats,
+    test_labels: Labels,
+    share: float,
+    *,
+    classes: int,
+    draws: int,
+    seed: int,
+    device: torch.device,
+    name: str,
+) -> dict[str, float | None]:
+    """Mean `top1` on the test images, and its deviation `sd` over the draws, of probes that see a share of the labels.
+
+    Features (N, d) and labels (N,) of both parts. Each draw takes others, the same share of each class; a tenth is held out.
+    """
+
+    def with_draw(number: int) -> float:
+        few = split(labels, round(share * len(labels)), seed + number)[1]
+        probe = linear_probe(
+            train[few],
+            labels[few],
+            classes=classes,
+            held_out=max(classes, len(few) // 10),
+            seed=seed,
+            device=device,
+            name=f"{name}, {percent(share)} of the labels",
+        )
+        return top_k(probe.scores(test), test_labels, 1)
+
+    # These are too small to share out among threads: a thread takes each whole. SciPy's limit is every thread's.
+    threads = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
+    with POOLS.limit(limits=ONE_THREAD), threads as pool:
+        found = list(pool.map(with_draw, range(draws)))
+    return {"top1": float(np.mean(found)), "sd": float(np.std(found, ddof=1)) if len(found) > 1 else None}
 
 
 if __name__ == "__main__":
