@@ -87,9 +87,11 @@ def run_point(name: str, seed: int, stages: list[str], root: Path = Path()) -> N
     params = load_point(root / "params.yaml", name, seed)
     options(params)
     for key in params.ablation.points[name]:
-        recipe = key.split(".")[1] if key.startswith("recipes.") else "base"
+        recipe, section, of = [*key.split(".")[1:], "", ""][:3] if key.startswith("recipes.") else ("base", "", "")
         if recipe not in ("base", params.recipe):
             raise UserError(f"it changes {key}, but recipe is {params.recipe}: it would change nothing")
+        if section == "methods" and of not in ("", params.method):
+            raise UserError(f"it changes {key}, but method is {params.method}: it would change nothing")
     given = made_with(params, stages, "" if "download" in stages else load_images(root).digest)
     place = root / RESULTS / name / str(seed)
     words = f"{name}, seed {seed}"

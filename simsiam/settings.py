@@ -102,6 +102,7 @@ class Training(Section):
 
 class Pretrain(Training):
     lr: Rate  # for a batch of 256, as everywhere; the peak is lr * batch_size / 256 (Goyal et al. 2017)
+    knn: Annotated[int, Field(ge=0, le=100_000)]  # training images kept from it, that are classified after every epoch
     augment: Augment
 
 

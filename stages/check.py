@@ -8,6 +8,7 @@ on data/source.txt, which changes with the names, sizes and times of the files t
 from pathlib import Path
 
 from simsiam import code
+from simsiam.errors import UserError
 from simsiam.files import write_text
 from simsiam.images.sources import fingerprint
 from simsiam.methods import check_all
@@ -21,7 +22,11 @@ def check(params: Params, root: Path) -> None:
     """Write data/code/<stage>.txt, once params.yaml, and every point of its `ablation`, is found good."""
     check_all(params)
     for name in params.ablation.points:
-        check_all(load_point(Path("params.yaml"), name))
+        point = load_point(Path("params.yaml"), name)
+        try:
+            check_all(point)
+        except UserError as error:
+            raise UserError(f"{error} (at ablation.points.{name})") from None
     write_text(root / "data/source.txt", fingerprint(params.data, params.seed) + "\n")
     for stage in STAGES:
         write_text(root / f"data/code/{stage}.txt", code.digest(f"stages.{stage}") + "\n")

@@ -1,5 +1,6 @@
 """What all methods have in common: their settings, what they are built of, and what a training of each does."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ruamel.yaml import YAML
 
+from ablation.point import run_point
 from simsiam.errors import UserError
 from simsiam.images import UNLABELLED, ImageSet
 from simsiam.methods import METHODS, build, options
@@ -15,6 +18,7 @@ from simsiam.methods.method import Method, MethodOptions
 from simsiam.methods.simsiam import SimSiamOptions
 from simsiam.networks import load_encoder
 from simsiam.settings import Params, load
+from stages.check import check
 from stages.common import load_images
 from stages.pretrain import pretrain
 from tests.through import quick
@@ -178,3 +182,37 @@ def test_only_labelled_images_are_trained_on_with_labels(root: Path, cifar: Imag
         assert metrics["trained"][0]["with_labels"]
         folders.append(len(list((root / ".checkpoints/pretrain").iterdir())))
     assert folders == [1, 2]
+
+
+@pytest.fixture
+def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Makes a folder with another params.yaml the current one."""
+
+    def other(method: str, **points: Any) -> Path:
+        content = YAML().load(ROOT / "params.yaml")
+        content["method"] = method
+        content["ablation"]["points"] |= points
+        YAML().dump(content, tmp_path / "params.yaml")
+        monkeypatch.chdir(tmp_path)
+        return tmp_path / "params.yaml"
+
+    return other
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_any_of_them_may_be_chosen_without_touching_the_studies(name: str, other: Callable[..., Path]) -> None:
+    check(load(other(name)), Path())
+
+
+def test_a_point_that_does_not_fit_its_method_is_named(other: Callable[..., Path]) -> None:
+    ours = load(other("simclr", odd={"stop_gradient": False}))
+    with pytest.raises(UserError, match=r"simclr has no stop-gradient to leave out \(at ablation\.points\.odd\)$"):
+        check(ours, Path())
+
+
+@pytest.mark.parametrize("recipe", ["base", "laptop"])
+def test_a_point_that_changes_another_method_s_settings_is_refused(recipe: str, other: Callable[..., Path]) -> None:
+    key = f"recipes.{recipe}.methods.simclr.temperature"
+    other("simsiam", idle={key: 0.2})
+    with pytest.raises(UserError, match=f"it changes {key}, but method is simsiam: it would change nothing"):
+        run_point("idle", 0, ["pretrain"])
