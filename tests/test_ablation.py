@@ -139,7 +139,6 @@ def verdicts(every: list[Found]) -> dict[str, str]:
 STUDIES = {
     "points": {f"d{dim}": {"latent_dim": dim} | ({"explain.mass_images": 100} if dim in (8, 32) else {}) for dim in DIMS}
     | {"no_stop_gradient": {"stop_gradient": False}, "wide": {"recipes.laptop.model.width": 64}},
-    "rates": {"methods": ["simsiam"], "rates": [0.1], "epochs": 1, "held_out": 50, "seed": 0},
     "studies": {
         "dimension": {"points": [f"d{dim}" for dim in DIMS], "seeds": [0, 1], "stages": STAGES},
         "stop_gradient": {"points": ["d512", "no_stop_gradient"], "seeds": [0, 1], "stages": STAGES},
@@ -183,7 +182,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, cifar: ImageSet) -> Path:
     root = tmp_path_factory.mktemp("study")
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
-    params["ablation"] = STUDIES
+    params["ablation"] |= STUDIES
     yaml.dump(params, root / "params.yaml")
     cifar.save(root / "data/images.npz")
     for point in ("no_stop_gradient", *(f"d{dim}" for dim in DIMS)):

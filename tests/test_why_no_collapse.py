@@ -318,7 +318,7 @@ def test_figures_have_a_line_for_each_seed_and_the_default_in_each_row() -> None
     names = [[text.get_text() for text in legend.get_texts()] for legend in legends]
     assert [row[0] for row in names] == ["the default"] * 3 and sum(map(len, names)) == 13
     knn = figure.axes[2].lines[0]
-    assert [*knn.get_xdata()] == [250, 500, 750, 1000] and [*knn.get_ydata()] == pytest.approx([30.0] * 4)
+    assert np.asarray(knn.get_xydata()) == pytest.approx(np.array([[250, 30], [500, 30], [750, 30], [1000, 30]]))
     colours = {line.get_color() for line in figure.axes[3].lines}
     assert len(colours) == 6
     both = rank_figure(ranks_of(found))
