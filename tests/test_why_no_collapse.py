@@ -317,6 +317,9 @@ def test_figures_have_a_line_for_each_seed_and_the_default_in_each_row() -> None
     legends = [legend for axes in figure.axes if (legend := axes.get_legend())]
     names = [[text.get_text() for text in legend.get_texts()] for legend in legends]
     assert [row[0] for row in names] == ["the default"] * 3 and sum(map(len, names)) == 13
+    titles, steps = [axes.get_title() for axes in figure.axes], [axes.get_xlabel() for axes in figure.axes]
+    assert ["z_std" in titles[0], "RankMe" in titles[1], "kNN" in titles[2], *titles[3:]] == [True] * 3 + [""] * 6
+    assert steps == [""] * 6 + ["step"] * 3
     knn = figure.axes[2].lines[0]
     assert np.asarray(knn.get_xydata()) == pytest.approx(np.array([[250, 30], [500, 30], [750, 30], [1000, 30]]))
     colours = {line.get_color() for line in figure.axes[3].lines}

@@ -132,20 +132,19 @@ def small_multiples(groups: Mapping[str, Mapping[str, tuple[list[Found], str, st
     figure = Figure(figsize=(13.5, 2.7 * len(groups) + 0.6), layout="constrained")
     panels = figure.subplots(len(groups), len(CURVES), squeeze=False, sharex=True, sharey="col")
     for row, (title, lines) in zip(panels, groups.items(), strict=True):
-        for axes, (column, name) in zip(row, CURVES.items(), strict=True):
+        for axes, column in zip(row, CURVES, strict=True):
             for label, (results, colour, style) in lines.items():
                 for number, found in enumerate(results):
                     curve(axes, found, column, color=colour, linestyle=style, label=label if number == 0 else None)
             axes.set_xlim(0, None)
             axes.grid(alpha=0.3)
-            if row is panels[0]:
-                axes.set_title(name)
-            if row is panels[-1]:
-                axes.set_xlabel("step")
-            if column == "z_std":
-                axes.set_ylim(0, 1.1)
+            if column != "knn":
+                axes.set_ylim(0, 1.1 if column == "z_std" else None)
         row[0].set_ylabel(title)
         row[-1].legend(*row[0].get_legend_handles_labels(), frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    for top, bottom, name in zip(panels[0], panels[-1], CURVES.values(), strict=True):
+        top.set_title(name)
+        bottom.set_xlabel("step")
     return figure
 
 
