@@ -240,7 +240,7 @@ class Rates(Section):
 class Patches(Section):
     """The dictionary of patches that is the control without a network."""
 
-    centroids: Annotated[int, Field(ge=2, le=10_000)]
+    centroids: Annotated[int, Field(ge=2, le=16_384)]
     patches: Annotated[int, Field(ge=1_000, le=1_000_000)]  # that it is learned from
 
 

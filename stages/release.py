@@ -11,14 +11,15 @@ from typing import Any
 
 from simsiam import released
 from simsiam.checkpoint import load_weights
+from simsiam.files import read_json
 from simsiam.networks import load_encoder
 from stages.common import load_images, plainly
-from stages.report import read_metrics
 
 
 def release(root: Path, folder: Path) -> None:
     """Write `folder` from what the stages left in `root`. Raises UserError where one has not run."""
-    metrics, images = read_metrics(root, ("download", "pretrain", "embed", "linear_eval")), load_images(root)
+    stages = ("download", "pretrain", "embed", "linear_eval")
+    metrics, images = {name: read_json(root / f"reports/metrics/{name}.json")[name] for name in stages}, load_images(root)
     spaces = ("backbone", "latent")
     every = (*spaces, *(f"random_{space}" for space in spaces))
     linear, embed = metrics["linear_eval"], metrics["embed"]

@@ -71,10 +71,10 @@ def write_page(params: Params, root: Path, settings: str) -> None:
     write_text(root / "reports/index.html", page)
 
 
-def read_metrics(root: Path, stages: tuple[str, ...] = STAGES) -> Metrics:
+def read_metrics(root: Path) -> Metrics:
     """Every stage's metrics, by the stage's name."""
     metrics: Metrics = {}
-    for stage in stages:
+    for stage in STAGES:
         path = root / f"reports/metrics/{stage}.json"
         content = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get(stage), dict):

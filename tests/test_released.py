@@ -12,6 +12,7 @@ from torchvision.models import resnet18
 from simsiam import released
 from simsiam.errors import UserError
 from simsiam.features import extract
+from simsiam.files import read_json
 from simsiam.images import ImageSet
 from simsiam.metrics import knn_scores, nearest, top_k
 from simsiam.networks import Encoder
@@ -87,3 +88,19 @@ def test_the_released_encoder_is_what_its_card_says(cifar: ImageSet, images: Ten
     assert top1 == found.card["knn_top1_of_500_images"]
     elsewhere = of_torchvision(OURS, test[:20], found.encoder.settings.mean, found.encoder.settings.std).numpy()
     np.testing.assert_allclose(elsewhere, queries[:20], rtol=1e-3, atol=1e-4)
+
+
+def test_the_readme_of_the_released_encoder_says_what_its_card_has() -> None:
+    card, text = read_json(OURS / "card.json"), (OURS / "README.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[2:4]] for line in text.splitlines() if "%" in line and "|" in line]
+    few = [card["few_labels"]["1%"][space] for space in ("backbone", "random_backbone")]
+    expected = [
+        [f"{100 * card[measure][f'{prefix}{space}']:.1f} %" for prefix in ("", "random_")]
+        for measure in ("linear_top1", "knn_top1")
+        for space in ("backbone", "latent")
+    ]
+    assert rows == [*expected, [f"{100 * each['top1']:.1f} ± {100 * each['sd']:.1f} %" for each in few]]
+    run = card["pretrain"]
+    for number in (f"epochs={run['epochs']}", f"{run['seconds']:.0f} s", f"{run['images_per_second']:,.0f} pairs"):
+        assert number in text
+    assert str(card["encoder"]["mean"]) in text and str(card["encoder"]["std"]) in text
