@@ -1,5 +1,6 @@
 """How far two encoders' accuracies on the same test images differ, and how sure that is."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,25 @@ def contrast(*groups: NDArray[np.float64]) -> Estimate:
     few = (of_seeds**2 / np.where(counts > 1, counts - 1, (counts - 1).sum())).sum()
     width = student.ppf(0.975, variance**2 / few) if few > 0 else norm.ppf(0.975)
     return Estimate(value, float(width) * variance**0.5)
+
+
+ALONE = 2.0  # with one seed, by how much two trainings' numbers have to differ
+
+
+def ratio(a: Sequence[float], b: Sequence[float]) -> Estimate:
+    """Logarithm of a's geometric mean over b's, of positive numbers that the seeds of two points gave.
+
+    The interval is Welch's, over seeds. Where either has one seed nothing is known of how seeds differ: then the interval is
+    as wide as a factor of `ALONE` either way, so that less than it tells nothing.
+    """
+    x, y = np.log(a), np.log(b)
+    value = float(x.mean() - y.mean())
+    if min(len(x), len(y)) == 1:
+        return Estimate(value, float(np.log(ALONE)))
+    parts = np.array([x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)])
+    few = (parts**2 / (np.array([len(x), len(y)]) - 1)).sum()
+    width = student.ppf(0.975, parts.sum() ** 2 / few) if few > 0 else 0.0
+    return Estimate(value, float(width * parts.sum() ** 0.5))
 
 
 def _rest(group: NDArray[np.float64]) -> float:

@@ -17,10 +17,13 @@ import pandas as pd
 from ablation.figures import Axis, Points, accuracy_figure, learning_figure, spectra_figure
 from ablation.lind_bosch_hu.study import study as lind_bosch_hu
 from ablation.point import Failed, run_all
+from ablation.rates import NAME as RATES
+from ablation.rates import study as rates
 from ablation.results import MAPPED, SPACES, Found, flat, read
 from ablation.tables import COMMANDS, Column, Picture, Table, means, note_of_machines, remove_others, write
+from ablation.why_no_collapse.study import study as why_no_collapse
 from simsiam.settings import Params, load
-from stages.common import plainly
+from stages.common import load_images, plainly
 
 MEASURED = ("embed", "linear_eval", "project", "explain")  # sections that say what is measured, not what is trained
 COLUMNS = {  # as the metrics have it -> how it is shown
@@ -53,7 +56,7 @@ PICTURES = {  # figure, caption, and the stages of which it takes one
 
 
 def study(root: Path) -> None:
-    """Write reports/study/<study>/ for every study that has results, then the report of Lind, Bosch & Hu put to the test."""
+    """Write reports/study/<study>/ for every study that has results, then those that judge claims, and the rates."""
     params = load(root / "params.yaml")
     found = read(root, params)
     for name, of in params.ablation.studies.items():
@@ -82,7 +85,9 @@ def study(root: Path) -> None:
         write(root, name, every, {"table": table}, pictures, commands=commands, missing=missing)
         print(f"study {name}: in reports/study/{name}/", file=sys.stderr)
     lind_bosch_hu(root, list(found.values()))
-    remove_others(root, [*params.ablation.studies, "lind_bosch_hu"])
+    why_no_collapse(root, list(found.values()))
+    rates(root, load_images(root) if (root / "data/images.npz").exists() else None)
+    remove_others(root, [*params.ablation.studies, "lind_bosch_hu", "why_no_collapse", RATES])
     if found:
         print("study: `dvc repro` puts it on the page", file=sys.stderr)
 

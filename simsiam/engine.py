@@ -19,7 +19,7 @@ from tqdm import tqdm
 from simsiam import parallel
 from simsiam.checkpoint import Store
 from simsiam.errors import UserError
-from simsiam.machine import machine, vector_units
+from simsiam.machine import forget_peak_memory, machine, peak_memory, vector_units
 from simsiam.schedule import OwnRate, cosine
 from simsiam.seeds import derive
 from simsiam.settings import Training
@@ -39,10 +39,12 @@ COMPILE_FROM = {"cpu": 1_000_000, "cuda": 6_000_000}
 class Result:
     """What a training leaves besides the weights."""
 
-    # Every 50 steps or so and at an epoch's end: epoch, step, lr, and means since the last of what is watched.
+    # Every 50 steps or so and at an epoch's end: epoch, step, lr, seconds, and means since the last of what is watched. Its
+    # seconds are those of training so far, over all sessions, without compiling, saving and `watch`.
     records: list[Record]
     seconds: float  # in the loop, over all sessions of a resumed training
-    images_per_second: float  # examples per second of it, without compiling and saving
+    images_per_second: float  # examples per second of training
+    peak_memory: float  # MiB, of process 0 (`simsiam.machine.peak_memory`)
     machine: dict[str, Any]  # what it ran on, with its arithmetic
 
 
@@ -64,7 +66,8 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0
-    paused: float = 0.0  # seconds of these that went into compiling and saving
+    paused: float = 0.0  # seconds of these that went into compiling, saving and watching
+    peak_memory: float = 0.0
     records: list[Record] = field(default_factory=list)
     names: list[str] = field(default_factory=list)  # of the columns of `watched`
     watched: Tensor = field(default_factory=lambda: torch.empty(0))  # (steps of an epoch, names), of the running epoch
@@ -174,6 +177,7 @@ def train(
         now = _resume(store, module, optimizer, total, name, device)
         if now.step < total:  # else nothing is left to do, and this machine has no part in it
             now.machine = machine() | rounding | {"processes": processes}
+            forget_peak_memory()
         if now.step > 0 and rank == 0:
             on_epoch(now.records)
         if rounding["compiled"]:
@@ -209,7 +213,7 @@ def train(
                 bar.update(batch_size)
                 books.note({"loss": loss.detach(), **extras}, rate)
     speed = total * batch_size / max(now.seconds - now.paused, 1e-9)
-    return Result(now.records, now.seconds, speed, now.machine)
+    return Result(now.records, now.seconds, speed, now.peak_memory, now.machine)
 
 
 class Recorded(nn.Module):
@@ -281,7 +285,7 @@ class _Books:
         if step == 0:
             now.names, now.watched = list(watched), torch.zeros(self.steps, len(watched), device=device)
         now.watched[step] = torch.stack([value.float() for value in watched.values()])  # without waiting for a GPU
-        now.seconds = self.before + time.monotonic() - self.started
+        now.seconds = self._clock()
         if now.step == self.first + 1 and now.machine.get("compiled"):
             now.paused += now.seconds - self.before  # the first step compiles
         last = step == self.steps - 1
@@ -316,16 +320,29 @@ class _Books:
         now, start = self.now, self.now.step - len(seen)
         since = max(0, int(now.records[-1]["step"]) - start) if now.records else 0
         new = {"epoch": round(now.step / self.steps, 3), "step": now.step, "lr": rate}
+        new["seconds"] = round(now.seconds - now.paused, 3)
         new |= dict(zip(now.names, seen[since:].mean(0).tolist(), strict=True))
-        now.records = [*now.records, new | (self.watch(new) if parallel.rank() == 0 else {})]
+        with self._paused():
+            now.records = [*now.records, new | (self.watch(new) if parallel.rank() == 0 else {})]
 
     def _save(self) -> None:
-        began = time.monotonic()
-        if self.save:
-            self.save()
+        self.now.peak_memory = max(self.now.peak_memory, peak_memory())
+        with self._paused():
+            if self.save:
+                self.save()
         self.saved = time.monotonic()
-        self.now.paused += self.saved - began
-        self.now.seconds = self.before + self.saved - self.started
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """What is done inside is no training."""
+        began = self._clock()
+        yield
+        self.now.seconds = self._clock()
+        self.now.paused += self.now.seconds - began
+
+    def _clock(self) -> float:
+        """Seconds in the loop, over all sessions."""
+        return self.before + time.monotonic() - self.started
 
 
 def _resume(
@@ -346,7 +363,7 @@ def _resume(
 
 
 def progress_bar(total: int, name: str, initial: int = 0) -> "tqdm[Any]":
-    """A progress bar over images; where the output is not a terminal, a line now and then."""
+    """A progress bar over images; where the output is not a terminal, a line now and then. Without a name there is none."""
     seconds = 0.3 if sys.stderr.isatty() else 20
     return tqdm(
         total=total,
@@ -356,7 +373,7 @@ def progress_bar(total: int, name: str, initial: int = 0) -> "tqdm[Any]":
         unit_scale=True,
         mininterval=seconds,
         dynamic_ncols=True,
-        disable=parallel.rank() > 0,
+        disable=parallel.rank() > 0 or not name,
     )
 
 

@@ -204,11 +204,14 @@ def _unreadable(path: Path, error: Exception, how: str) -> UserError:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows with the same keys as CSV with a header, atomically. Raises ValueError when the keys differ."""
+    """Write rows with the same keys as CSV with a header, atomically; NaN is left blank.
+
+    Raises ValueError when the keys differ.
+    """
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, rows[0] if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: "" if value != value else value for key, value in row.items()} for row in rows)
     write_text(path, buffer.getvalue())
 
 

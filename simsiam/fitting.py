@@ -35,11 +35,13 @@ def model(settings: Model, images: ImageSet) -> Model:
 
 
 def pretrain(settings: Pretrain, images: ImageSet, *, labelled: bool = False) -> Pretrain:
-    """Batches and epochs for as many images as there are, views for their size and kind.
+    """Batches and epochs for as many images as there are, views for their size and kind; a fifth at most is held out.
 
     labelled: only the labelled images are trained on.
     """
-    return _training(settings, len(images.x_train if labelled else images.x_pretrain), images)
+    knn = held_out(settings.knn, len(images.x_train)) if images.labelled else 0
+    count = len(images.x_train if labelled else images.x_pretrain) - knn
+    return _training(settings, count, images).model_copy(update={"knn": knn})
 
 
 def finetune(settings: Finetune, images: ImageSet) -> Finetune:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,24 @@ def free_memory() -> int:
     with contextlib.suppress(OSError, ValueError):  # none, or "max"
         free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return free
+
+
+def forget_peak_memory() -> None:
+    """Let `peak_memory` begin anew, on a GPU and on Linux; elsewhere a process's peak is that of all that it has done."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):  # no Linux, or not allowed
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> float:
+    """The most memory in MiB that this process has had: of the GPU that it uses, else of the machine's."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_initialized():
+        return float(torch.cuda.max_memory_allocated() / 2**20)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux KiB
 
 
 def _cpuinfo() -> dict[str, str]:

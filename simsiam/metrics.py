@@ -57,6 +57,14 @@ def knn_scores(similarities: Floats, neighbours: Labels, classes: int, *, temper
     return np.stack([(weights * (neighbours == c)).sum(1) for c in range(classes)], axis=1)
 
 
+def knn_top1(
+    bank: Floats, bank_labels: Labels, queries: Floats, labels: Labels, *, classes: int, k: int, temperature: float
+) -> float:
+    """Share of queries (N, d) whose label is what their k neighbours in the bank (M, d) vote for (`knn_scores`)."""
+    similarities, indices = nearest(bank, queries, k)
+    return top_k(knn_scores(similarities, bank_labels[indices], classes, temperature=temperature), labels, 1)
+
+
 def precision_at(k: int, neighbours: Labels, labels: Labels) -> float:
     """Share of the k nearest neighbours with the query's label, over all queries. neighbours (N, k or more), labels (N,)."""
     return float((neighbours[:, :k] == labels[:, None]).mean())

@@ -67,9 +67,15 @@ def note_figure(text: str) -> Figure:
 
 
 def curves_figure(pretraining: pd.DataFrame, finetuning: dict[str, pd.DataFrame]) -> Figure:
-    """Loss, spread and rank of the latent over the epochs of pretraining; top-1 of fine-tuning, by what it started from."""
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    loss, spread, rank, tuned = figure.subplots(2, 2).flat
+    """Loss, spread and rank of the latent over the epochs of pretraining; top-1 of fine-tuning, by what it started from.
+
+    Where training images were held out while it pretrained, their kNN top-1, too.
+    """
+    looked = pretraining.dropna(subset="knn") if "knn" in pretraining else pretraining[:0]
+    layout = [["loss", "spread", "rank"], ["tuned", "knn", "."]] if len(looked) else [["loss", "spread"], ["rank", "tuned"]]
+    figure = Figure(figsize=(5.5 * len(layout[0]), 6), layout="constrained")
+    panels = figure.subplot_mosaic(layout)
+    loss, spread, rank, tuned = (panels[name] for name in ("loss", "spread", "rank", "tuned"))
     for axes, column, title, label in (
         (loss, "loss", "Pretraining: loss", "loss"),
         (spread, "z_std", "Pretraining: spread of the latent", "z_std (1 even, 0 a point)"),
@@ -80,6 +86,12 @@ def curves_figure(pretraining: pd.DataFrame, finetuning: dict[str, pd.DataFrame]
     spread.axhline(1, color="#717581", linestyle="--", linewidth=1)
     spread.set_ylim(0, max(1.1, float(pretraining["z_std"].max()) * 1.05))
     rank.set_ylim(0, 1.1 * float(pretraining["rankme"].max()))
+    if len(looked):
+        panels["knn"].plot(looked["epoch"], looked["knn"], marker=".", markersize=4, color=COLOURS[0])
+        panels["knn"].set(
+            title="Pretraining: kNN of held-out training images", xlabel="epoch", ylabel="top-1", xlim=(0, None)
+        )
+        panels["knn"].set_ylim(0, None)
     for start, colour, style in (("encoder", COLOURS[4], "-"), ("scratch", COLOURS[8], "--")):
         if (rows := finetuning.get(start)) is None:
             continue
@@ -90,7 +102,7 @@ def curves_figure(pretraining: pd.DataFrame, finetuning: dict[str, pd.DataFrame]
         tuned.legend(frameon=False)
     else:
         tuned.set_axis_off()
-    for axes in (loss, spread, rank, tuned):
+    for axes in panels.values():
         axes.grid(alpha=0.3)
     return figure
 

@@ -1,6 +1,7 @@
 """Pretraining by any method: views of images in, a trained encoder out."""
 
 import copy
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from simsiam import collapse
 from simsiam.augment import random_views
 from simsiam.engine import Record, Result, StoreFor, resolve_precision, train
 from simsiam.methods.method import Method
+from simsiam.networks import Encoder
 from simsiam.settings import Pretrain
 
 LOOKED_AT = 256  # latents of a batch whose spread is measured: of 512 it takes 45 ms, in which a GPU does three steps
@@ -47,20 +49,22 @@ def pretrain(
     about: dict[str, object] | None = None,
     store_for: StoreFor = lambda identity: nullcontext(),
     on_epoch: Callable[[list[Record]], None] = lambda records: None,
+    look: Callable[[Encoder], float] | None = None,
 ) -> Result:
     """Train `method` (`simsiam.methods`), and with it its encoder, in place on random views of images.
 
     images: (N, 3, S, S) uint8 on the device to train on. labels: (N,) int64 on the same, for a method that learns from them.
     about: what identifies method and images, for the checkpoints.
     Records carry the loss and z_std, means since the last record, and of the last batch's latents, 256 at most, RankMe and
-    the first direction's share. A collapse is announced on stderr when it is seen.
+    the first direction's share; where there is a `look`, `knn` is what it says of the encoder at an epoch's end, and NaN
+    else. It changes nothing of the encoder. A collapse is announced on stderr when it is seen.
     Raises Diverged when the loss is not finite, and Interrupted, once saved, when asked to stop.
     """
     method.to(images.device).to(memory_format=torch.channels_last)
     latest: list[Tensor] = []  # the last batch's latents
     seen: list[Record] = []  # of this session
     told: list[str] = []
-    views = method.views(settings.augment)
+    views, steps = method.views(settings.augment), len(images) // settings.batch_size
 
     def loss_of(network: nn.Module, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         known = {} if labels is None else {"labels": labels[batch]}
@@ -76,6 +80,8 @@ def pretrain(
             told.append(verdict)
             words = collapse.words(verdict, seen[-1], stop_gradient=method.stop_gradient)
             tqdm.write(f"pretrain, step {record['step']}: {words}", file=sys.stderr)
+        if look:
+            extra["knn"] = look(method.encoder) if record["step"] % steps == 0 else math.nan
         return extra
 
     return train(

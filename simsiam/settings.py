@@ -102,6 +102,7 @@ class Training(Section):
 
 class Pretrain(Training):
     lr: Rate  # for a batch of 256, as everywhere; the peak is lr * batch_size / 256 (Goyal et al. 2017)
+    knn: Annotated[int, Field(ge=0, le=100_000)]  # training images kept from it, that are classified after every epoch
     augment: Augment
 
 
@@ -221,6 +222,21 @@ class Study(Section):
         return each_once(values)
 
 
+class Rates(Section):
+    """The search of each method's learning rate: one trial for each of `rates`, at each of `methods`."""
+
+    methods: list[Name] = Field(min_length=1)
+    rates: list[Rate] = Field(min_length=1)  # for a batch of 256
+    epochs: Count  # of a trial
+    held_out: Count  # training images that no trial sees and all are measured on; a fifth of them at most
+    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of every trial, and of the slice
+
+    @field_validator("methods", "rates")
+    @classmethod
+    def _each_once(cls, values: list[Any]) -> list[Any]:
+        return each_once(values)
+
+
 class Patches(Section):
     """The dictionary of patches that is the control without a network."""
 
@@ -232,6 +248,7 @@ class Ablation(Section):
     patches: Patches
     points: dict[Name, Changes]
     studies: dict[Name, Study]
+    rates: Rates
 
     @model_validator(mode="after")
     def _defined(self) -> Self:

@@ -4,14 +4,16 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from simsiam import code, collapse, fitting, parallel
 from simsiam.checkpoint import NO_ARITHMETIC, open_store
 from simsiam.engine import Record, pick_device
+from simsiam.features import knn_look
 from simsiam.files import write_csv
-from simsiam.images import ImageSet, to_tensor
+from simsiam.images import ImageSet, split, to_tensor
 from simsiam.methods import build
 from simsiam.methods.method import Method
 from simsiam.networks import save_encoder
@@ -23,6 +25,9 @@ from stages.common import Metrics, load_images, main
 
 def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | None:
     """Write models/encoder.pt and, while it trains, reports/curves/pretrain.csv. `fresh` forgets what was trained before.
+
+    The `knn` images that are held out are in no batch: they are new to a method that learns from labels, too. Their labels
+    and those of their neighbours are used for the look alone.
 
     Of several processes that `torchrun` started, only the first writes, and has metrics to return.
     """
@@ -37,6 +42,12 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
         settings = settings.model_copy(update={"lr": own})
     pixels = to_tensor(images.x_train if method.labelled else images.x_pretrain, device)
     labels = torch.from_numpy(images.y_train).to(device) if method.labelled else None
+    look = None
+    if settings.knn:
+        kept, held = split(images.y_train, settings.knn, params.seed)
+        look = knn_look(pixels, images.y_train, kept, held, params.seed)
+        others = torch.from_numpy(np.delete(np.arange(len(pixels)), held)).to(device)
+        pixels, labels = pixels[others], labels[others] if labels is not None else None
     if parallel.size() == 1:
         print(f"pretrain: {foretold(method, pixels, labels, images, settings, params)}", file=sys.stderr)
     about = {
@@ -44,8 +55,8 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
         "code": code.digest(type(method).__module__, NO_ARITHMETIC),  # which the training loop does not import
         "options": method.options.model_dump(exclude={"lr"}),  # which is the training's
         "encoder": method.encoder.settings.model_dump(),
-        "images": images.digest if method.labelled else images.pixels_digest,
-    }
+        "images": images.digest if method.labelled or settings.knn else images.pixels_digest,
+    } | ({"knn": settings.knn} if settings.knn else {})
 
     def write_curve(records: list[Record]) -> None:
         write_csv(root / "reports/curves/pretrain.csv", records)
@@ -60,6 +71,7 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
             about=about,
             store_for=partial(open_store, root, "simsiam.pretrain", fresh=fresh),
             on_epoch=write_curve,
+            look=look,
         )
         if parallel.rank() > 0:
             return None
@@ -75,6 +87,7 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
         "epochs": settings.epochs,
         "seconds": round(result.seconds, 1),
         "images_per_second": round(result.images_per_second, 1),
+        "peak_memory": round(result.peak_memory, 1),
         "settings": [{"model": model.model_dump(), "pretrain": settings.model_dump()}],
         # A list, which DVC's tables leave out.
         "trained": [

@@ -182,7 +182,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, cifar: ImageSet) -> Path:
     root = tmp_path_factory.mktemp("study")
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
-    params["ablation"] = STUDIES
+    params["ablation"] |= STUDIES
     yaml.dump(params, root / "params.yaml")
     cifar.save(root / "data/images.npz")
     for point in ("no_stop_gradient", *(f"d{dim}" for dim in DIMS)):

@@ -24,6 +24,7 @@ SETTINGS = Pretrain(
     weight_decay=5e-4,
     precision="fp32",
     compile="never",
+    knn=0,
     augment=but(COLOURFUL, view_size=16),
 )
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,11 @@ Y = X @ torch.randn(6, 1, generator=generator(1))
 def kept(folder: Path) -> StoreFor:
     """Always the same place, whatever the training is."""
     return lambda identity: nullcontext(Store(folder))
+
+
+def timeless(records: list[Record]) -> list[Record]:
+    """Records without the seconds, which are no two runs' the same."""
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
 class Watched:
@@ -200,10 +206,66 @@ def test_a_killed_run_ends_bit_for_bit_as_an_uninterrupted_one(
     result = resumed.run(store_for=kept(tmp_path), watch=watching(resumed))
     assert len(resumed.batches) == 12 - (stop_at - 1)
     assert torch.equal(whole.model.weight, resumed.model.weight)
-    assert result.records == expected.records and len({record["weight"] for record in result.records}) == 6
-    assert resumed.epochs[-1] == expected.records
+    assert len({record["weight"] for record in result.records}) == 6
+    assert timeless(result.records) == timeless(resumed.epochs[-1]) == timeless(expected.records)
     # What was known before is told at once, for a curve that starts where it was.
-    assert stop_at == 1 or resumed.epochs[0] == [record for record in expected.records if record["step"] < stop_at]
+    before = [record for record in expected.records if record["step"] < stop_at]
+    assert stop_at == 1 or timeless(resumed.epochs[0]) == timeless(before)
+
+
+class Clock:
+    """Time that passes only where it is told to: a step takes 1 s, a look 100 s, a checkpoint 10,000 s."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("simsiam.engine.time", SimpleNamespace(monotonic=lambda: self.now))
+        take, save = Watched.__call__, Store.save
+
+        def step(watched: Watched, *given: Any) -> tuple[Tensor, dict[str, Tensor]]:
+            self.now += 1
+            return take(watched, *given)
+
+        def saving(store: Store, *given: Any) -> None:
+            self.now += 10_000
+            save(store, *given)
+
+        monkeypatch.setattr(Watched, "__call__", step)
+        monkeypatch.setattr(Store, "save", saving)
+
+    def look(self, record: Record) -> Record:
+        self.now += 100
+        return {}
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 5, 8, 12])
+def test_the_seconds_are_those_of_the_steps_alone(tmp_path: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of looks, checkpoints, what is between two sessions, or steps that a killed session did not save."""
+    clock, killed, resumed = Clock(monkeypatch), Watched(), Watched()
+    monkeypatch.setattr("simsiam.engine.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("simsiam.engine.RECORD_EVERY", 2)
+    if stop_at:
+        killed.stop_at = stop_at
+        with pytest.raises(RuntimeError, match="killed"):
+            killed.run(store_for=kept(tmp_path), watch=clock.look)
+        clock.now += 1_000_000
+    result = resumed.run(store_for=kept(tmp_path), watch=clock.look)
+    assert [record["seconds"] for record in result.records] == [2, 4, 6, 8, 10, 12]
+    assert result.images_per_second == 16  # a batch in a second
+    # In the loop, but for the last checkpoint of a session that was killed, which could not know how long it took.
+    assert result.seconds == 12 + 6 * 100 + (12 - (stop_at > 1)) * 10_000
+
+
+def test_the_peak_of_memory_is_the_highest_of_all_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped, resumed, told = Watched(), Watched(), Watched()
+    stopped.signal_at = 6
+    monkeypatch.setattr("simsiam.engine.peak_memory", lambda: 500.0)
+    with pytest.raises(Interrupted):
+        stopped.run(store_for=kept(tmp_path))
+    monkeypatch.setattr("simsiam.engine.peak_memory", lambda: 300.0)
+    assert resumed.run(store_for=kept(tmp_path)).peak_memory == 500
+    monkeypatch.setattr("simsiam.engine.peak_memory", lambda: 700.0)
+    assert told.run(store_for=kept(tmp_path)).peak_memory == 500  # there was nothing left to train
+    assert Watched().run().peak_memory == 700
 
 
 def test_a_finished_training_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

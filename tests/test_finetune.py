@@ -33,9 +33,12 @@ SETTINGS = Pretrain(
     weight_decay=5e-4,
     precision="fp32",
     compile="never",
+    knn=0,
     augment=VIEW,
 )
-TUNING = Finetune(**SETTINGS.model_dump(exclude={"lr"}), lr=[0.4], held_out=50, space="latent", labels=1.0, budget="fixed")
+TUNING = Finetune(
+    **SETTINGS.model_dump(exclude={"lr", "knn"}), lr=[0.4], held_out=50, space="latent", labels=1.0, budget="fixed"
+)
 
 
 def test_pretraining_learns_and_is_reproducible(tiny: EncoderSettings, images: Tensor) -> None:
@@ -176,7 +179,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
 
         def train(classifier: nn.Module, loss_of: object, *, settings: Any, lr: float, name: str, **_: object) -> Result:
             done.append((name, settings.epochs, lr))
-            return Result([], 0.0, 0.0, {})
+            return Result([], 0.0, 0.0, 0.0, {})
 
         monkeypatch.setattr(finetuning, "train", train)
         monkeypatch.setattr(finetuning, "predict", lambda classifier, images: (None, None))
@@ -238,7 +241,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def train(classifier: nn.Module, loss_of: Any, **others: Any) -> Result:
         calls.append(others | {"loss_of": loss_of})
-        return Result([], 0.0, 0.0, {})
+        return Result([], 0.0, 0.0, 0.0, {})
 
     monkeypatch.setattr(finetuning, "train", train)
     return calls

@@ -38,6 +38,7 @@ SETTINGS = Pretrain(
     weight_decay=5e-4,
     precision="auto",
     compile="never",
+    knn=0,
     augment=VIEW,
 )
 

@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -98,3 +99,17 @@ def test_free_memory_is_what_a_process_can_have(tmp_path: Path, monkeypatch: pyt
     assert machine.free_memory() == 5_120_000
     files["/sys/fs/cgroup/memory.max"] = "1000000\n"
     assert machine.free_memory() == 1_000_000
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="here a process's peak cannot be forgotten")
+def test_the_peak_of_memory_is_that_since_it_was_forgotten() -> None:
+    machine.forget_peak_memory()
+    before = machine.peak_memory()
+    assert 20 < before < 20_000  # MiB
+    large = np.ones(200 * 2**20, np.uint8)
+    with_it = machine.peak_memory()
+    assert 190 < with_it - before < 260
+    del large
+    assert machine.peak_memory() >= with_it
+    machine.forget_peak_memory()
+    assert machine.peak_memory() < before + 60

@@ -94,6 +94,7 @@ def test_a_method_of_its_own_trains(tiny: EncoderSettings) -> None:
         weight_decay=0.0,
         precision="fp32",
         compile="never",
+        knn=0,
         augment=but(COLOURFUL, view_size=16),
     )
     model = Regression(Encoder(tiny), RegressionOptions(lr=None, bias=True))

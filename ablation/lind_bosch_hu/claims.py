@@ -6,7 +6,6 @@ latent ("frozen") and of the fine-tuned network, on the test images; differences
 """
 
 from collections import defaultdict
-from collections.abc import Callable
 from itertools import permutations
 from typing import NamedTuple
 
@@ -14,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata, spearmanr
 
+from ablation.claims import Claim, Finding, Untold
+from ablation.claims import judged as judged_by
 from ablation.compare import Estimate, contrast, difference
 from ablation.results import Found, flat
 from simsiam.collapse import RECORDS
@@ -40,27 +41,6 @@ class Grid(NamedTuple):
         """Those with stop-gradient that have not collapsed."""
         kept = {dim: [each for each in found if not collapsed(each)] for dim, found in self.trained.items()}
         return {dim: found for dim, found in kept.items() if found}
-
-
-class Finding(NamedTuple):
-    """What the grid says of a claim."""
-
-    holds: bool
-    fails: bool
-    words: str
-    control: str  # what an encoder does that learned nothing
-    untold: str  # why it cannot be told, where it neither holds nor fails
-
-
-class Claim(NamedTuple):
-    claim: str
-    where: str  # in the report, with its numbers
-    rule: str
-    judge: Callable[[Grid], Finding]  # raises Untold
-
-
-class Untold(Exception):
-    """The grid has not what the rule asks for: the message says what."""
 
 
 def grid_of(found: list[Found]) -> Grid:
@@ -243,7 +223,7 @@ def top_left_corner(grid: Grid) -> Finding:
     return Finding(bool((mean - half > CORNER).all()), bool((mean + half < CORNER).all()), words, control, untold)
 
 
-CLAIMS = {
+CLAIMS: dict[str, Claim[Grid]] = {
     "falls_with_dimension": Claim(
         "The frozen encoder's accuracy falls slightly as the latent dimension is reduced.",
         "section 5.1, Table 1: 34.1 % at d = 512, 22.8 % at d = 2",
@@ -311,18 +291,8 @@ CLAIMS = {
 def judged(grid: Grid) -> list[dict[str, str]]:
     """Every claim with what was found, for the page. That of cats is left out where the images have no such classes."""
     classes = {name for found in (*grid.trained.values(), *grid.without.values()) for name in found[0].result["classes"]}
-    claims = []
-    for name, claim in CLAIMS.items():
-        if name == "cat_is_nearer_to_dog" and not classes.issuperset(PAIRS):
-            continue
-        try:
-            holds, fails, words, control, untold = claim.judge(grid)
-        except Untold as error:
-            holds, fails, words, control, untold = False, False, "", "", str(error)
-        verdict = "holds" if holds else "does not hold" if fails else "cannot be told"
-        row = {"name": name, "claim": claim.claim, "where": claim.where, "rule": claim.rule, "finding": words}
-        claims.append(row | {"control": control, "verdict": verdict, "reason": "" if holds or fails else untold})
-    return claims
+    cats = classes.issuperset(PAIRS)
+    return judged_by({name: claim for name, claim in CLAIMS.items() if cats or name != "cat_is_nearer_to_dog"}, grid)
 
 
 def collapsed(found: Found) -> bool:

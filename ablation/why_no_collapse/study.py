@@ -1,0 +1,158 @@
+"""Why SimSiam does not collapse, and what costs it directions: the points that fit, in a table, figures and verdicts."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ablation.claims import judged
+from ablation.results import Found
+from ablation.tables import EVERYTHING, Column, Picture, Table, means, write
+from ablation.why_no_collapse.claims import CLAIMS, RANK_CLAIMS, WORDS, Cases, Cell, Ranks, cases_of, kinds, ranks_of
+from simsiam.files import write_json
+from simsiam.plots import COLOURS
+
+NAME = "why_no_collapse"
+NUMBERS = {
+    "pretrain.loss": Column("pretraining, last batches", "loss"),
+    "pretrain.z_std": Column("pretraining, last batches", "z_std"),
+    "pretrain.first_share": Column("pretraining, last batches", "first direction"),
+    "pretrain.rankme": Column("pretraining, last batches", "RankMe", 1, ".1f"),
+    "embed.rankme.backbone": Column("backbone, test images", "RankMe", 1, ".1f"),
+    "embed.knn.backbone": Column("backbone, test images", "kNN (%)", 100, ".1f"),
+    "linear_eval.backbone.top1": Column("backbone, test images", "linear (%)", 100, ".1f"),
+    "embed.knn.random_backbone": Column("random encoder", "kNN (%)", 100, ".1f"),
+}
+COLUMNS = {name: Column("", name) for name in ("change", "seeds", "collapse")} | NUMBERS
+RANK_COLUMNS = {name: Column("", name) for name in ("method", "epochs", "lr", "weight decay", "seeds")} | NUMBERS
+CURVES = {
+    "z_std": "z_std of a batch's latents",
+    "rankme": "RankMe of a batch's latents",
+    "knn": "kNN on held-out training images (%)",
+}
+ROWS = {  # what is drawn together, each beside the default
+    "stop-gradient and target": ("no_stop_gradient", "ema", "ema_no_stop_gradient"),
+    "predictor": ("no_predictor", "fixed_predictor", "linear_predictor", "constant_predictor_lr", "fast_predictor"),
+    "weight decay and BatchNorm": ("no_weight_decay", "no_head_norm"),
+}
+
+
+def study(root: Path, found: list[Found]) -> None:
+    """Write reports/study/why_no_collapse/ and the verdicts as metrics, from what fits (`cases_of`, `ranks_of`)."""
+    cases, ranks = cases_of(found), ranks_of(found)
+    every = [*cases.values(), *(results for cells in ranks.values() for results in cells.values())]
+    used = list({id(each): each for results in every for each in results}.values())
+    # A default alone, or one training of each method, says nothing.
+    if len(cases) < 2 and max(map(len, ranks.values())) < 2:
+        print(f"study {NAME}: no two points of it have results: `{EVERYTHING}` makes them", file=sys.stderr)
+        return
+    words = "Means and deviations over seeds."
+    tables, pictures = {}, {}
+    if len(cases) > 1:
+        tables["cases"] = Table(
+            cases_table(cases), COLUMNS, f"SimSiam with one thing changed, and how it collapses. {words}"
+        )
+        caption = "A line for each seed; in every row the default beside what is changed."
+        pictures["cases"] = Picture(cases_figure, (cases,), caption)
+    if max(map(len, ranks.values())) > 1:
+        tables["rank"] = Table(rank_table(ranks), RANK_COLUMNS, f"Epochs, rate and weight decay. {words}")
+        caption = "Epochs, rate and weight decay; a line for each seed."
+        pictures["rank"] = Picture(rank_figure, (ranks,), caption)
+    claims = judged(CLAIMS, cases) + judged(RANK_CLAIMS, ranks)
+    write(root, NAME, used, tables, pictures, claims=claims)
+    verdicts = {claim["name"]: claim["verdict"] for claim in claims}
+    write_json(root / f"reports/metrics/study_{NAME}.json", {f"study_{NAME}": verdicts})
+    for claim in claims:
+        print(f"{': '.join(filter(None, (claim['verdict'], claim['reason'])))}: {claim['claim']}", file=sys.stderr)
+
+
+def row_of(found: Sequence[Found]) -> dict[str, Any]:
+    row: dict[str, Any] = {"seeds": len(found)}
+    for key in NUMBERS:
+        row |= means(found, key)
+    return row
+
+
+def cases_table(cases: Cases) -> pd.DataFrame:
+    """A row for the default and for each change of it."""
+    default = cases["default"]
+    return pd.DataFrame(
+        [{"change": WORDS[case], "collapse": kinds(found, default)} | row_of(found) for case, found in cases.items()]
+    )
+
+
+def rank_table(ranks: Ranks) -> pd.DataFrame:
+    """A row for each combination of each method."""
+    rows = []
+    for method, cells in ranks.items():
+        for (epochs, lr, decay), found in sorted(cells.items()):
+            row = {"method": method, "epochs": epochs, "lr": f"{lr:g}", "weight decay": f"{decay:g}"}
+            rows.append(row | row_of(found))
+    return pd.DataFrame(rows)
+
+
+def cases_figure(cases: Cases) -> Figure:
+    """z_std, RankMe and kNN over the steps: a column each; a row for each group of `ROWS`, with the default in each."""
+    groups = {
+        title: {WORDS[case]: (cases[case], COLOURS[n], "-") for n, case in enumerate(names) if case in cases}
+        for title, names in ROWS.items()
+    }
+    default = {WORDS["default"]: (cases["default"], "black", "-")}
+    return small_multiples({title: default | lines for title, lines in groups.items() if lines})
+
+
+def rank_figure(ranks: Ranks) -> Figure:
+    """The same columns; a row for each method: a colour for each rate and weight decay, dashed for fewer epochs."""
+    groups = {}
+    for method, cells in ranks.items():
+        kept = list(dict.fromkeys(cell[1:] for cell in sorted(cells)))
+        most = max((cell[0] for cell in cells), default=0)
+        groups[method] = {
+            name_of(cell): look(found, kept.index(cell[1:]), cell, most) for cell, found in sorted(cells.items())
+        }
+    return small_multiples({method: lines for method, lines in groups.items() if lines})
+
+
+def name_of(cell: Cell) -> str:
+    epochs, lr, decay = cell
+    return f"{epochs} epochs, lr {lr:g}, decay {decay:g}"
+
+
+def look(found: list[Found], colour: int, cell: Cell, most: int) -> tuple[list[Found], str, str]:
+    return found, COLOURS[colour % len(COLOURS)], "-" if cell[0] == most else "--"
+
+
+def small_multiples(groups: Mapping[str, Mapping[str, tuple[list[Found], str, str]]]) -> Figure:
+    """Group -> line -> results, colour and style: a row of panels for each group, its lines' names at the right."""
+    figure = Figure(figsize=(13.5, 2.7 * len(groups) + 0.6), layout="constrained")
+    panels = figure.subplots(len(groups), len(CURVES), squeeze=False, sharex=True, sharey="col")
+    for row, (title, lines) in zip(panels, groups.items(), strict=True):
+        for axes, column in zip(row, CURVES, strict=True):
+            for label, (results, colour, style) in lines.items():
+                for number, found in enumerate(results):
+                    curve(axes, found, column, color=colour, linestyle=style, label=label if number == 0 else None)
+            axes.set_xlim(0, None)
+            axes.grid(alpha=0.3)
+            if column != "knn":
+                axes.set_ylim(0, 1.1 if column == "z_std" else None)
+        row[0].set_ylabel(title)
+        row[-1].legend(*row[0].get_legend_handles_labels(), frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    for top, bottom, name in zip(panels[0], panels[-1], CURVES.values(), strict=True):
+        top.set_title(name)
+        bottom.set_xlabel("step")
+    return figure
+
+
+def curve(axes: Axes, found: Found, column: str, **style: Any) -> None:
+    """A training's records of a column, which only some of them may have."""
+    values = found.arrays.get(f"curve_{column}")
+    if values is not None:
+        there = np.isfinite(values)
+        scale = 100 if column == "knn" else 1
+        marker = "." if column == "knn" else None
+        axes.plot(found.arrays["curve_step"][there], scale * values[there], **style, marker=marker, linewidth=1.2)

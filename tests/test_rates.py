@@ -1,0 +1,278 @@
+"""The search of learning rates on 500 real images: what a trial sees and measures, what is run once, what is chosen."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from ablation import rates as module
+from ablation.rates import RESULTS, chosen, every_trial, of_now, params_of, run_all, run_trial, said
+from ablation.results import Found
+from ablation.study import study
+from ablation.trial import trial, without
+from simsiam.checkpoint import store_folder
+from simsiam.engine import Diverged
+from simsiam.errors import UserError
+from simsiam.features import extract
+from simsiam.files import Busy, locked, write_json
+from simsiam.images import UNLABELLED, ImageSet, split, to_tensor
+from simsiam.networks import load_encoder
+from simsiam.settings import load
+from tests.clones import ROOT, set_params
+
+HELD_OUT = 50
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cifar: ImageSet) -> Path:
+    """A folder with images and params in which a trial takes a second."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    yaml = YAML()
+    content = yaml.load(tmp_path / "params.yaml")
+    content["ablation"] |= {"points": {}, "studies": {}}
+    yaml.dump(content, tmp_path / "params.yaml")
+    rates = {"methods": ["simsiam", "simclr"], "rates": [0.1, 0.4], "epochs": 1, "held_out": HELD_OUT, "seed": 3}
+    set_params(tmp_path, ablation__rates=rates, latent_dim=8)
+    small = {"recipes__laptop__pretrain__min_steps": 0, "recipes__laptop__pretrain__batch_size": 64}
+    set_params(tmp_path, recipes__laptop__model__width=8, **small)
+    cifar.save(tmp_path / "data/images.npz")
+    return tmp_path
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The trials that were run, which here take no time and find the better the larger the rate."""
+    ran: list[str] = []
+
+    def quick(params: Any, images: ImageSet, held_out: int, scratch: Path) -> dict[str, Any]:
+        lr = params.chosen.methods[params.method]["lr"]
+        ran.append(f"{params.method} {lr:g}")
+        return {"linear": 0.3, "knn": 0.2 + 0.1 * lr, "rankme": 9.0, "z_std": 0.8, "verdict": "healthy", "seconds": 1.0}
+
+    monkeypatch.setattr(module, "trial", quick)
+    return ran
+
+
+def content(root: Path) -> dict[str, Any]:
+    return json.loads((root / RESULTS / "laptop.json").read_text())["trials"]
+
+
+def test_a_slice_of_the_training_images_takes_the_test_images_place(cifar: ImageSet) -> None:
+    part = cifar.split.copy()
+    part[300:400] = UNLABELLED
+    some = replace(cifar, split=part, labels=np.where(part == UNLABELLED, -1, cifar.labels))
+    apart = without(some, HELD_OUT, 3)
+    kept, held = split(some.y_train, HELD_OUT, 3)
+    assert (apart.x_test == some.x_train[held]).all() and (apart.y_test == some.y_train[held]).all()
+    assert (apart.x_train == some.x_train[kept]).all() and len(apart.x_pretrain) == 400 - HELD_OUT
+    assert apart.names[-1] == some.names[held[-1]] and apart.names[len(kept)] == some.names[300]
+    seen = {image.tobytes() for image in apart.images}
+    assert not seen & {image.tobytes() for image in some.x_test}
+
+
+def test_a_trial_trains_without_the_held_out_images_and_scores_them(root: Path, cifar: ImageSet) -> None:
+    params = params_of(root, "simsiam", 0.4)
+    found = trial(params, cifar, HELD_OUT, root / "a")
+    kept, held = split(cifar.y_train, HELD_OUT, params.seed)
+    encoder = load_encoder(root / "a/models/encoder.pt")
+    bank, queries = (extract(encoder, to_tensor(cifar.x_train[of], torch.device("cpu")))[0] for of in (kept, held))
+    bank, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (bank.astype(float), queries.astype(float)))
+    right = 0
+    for query, label in zip(queries, cifar.y_train[held], strict=True):
+        cosines = bank @ query
+        votes = np.zeros(10)
+        for index in np.argsort(-cosines)[:17]:  # half of what a class has: 350 / 20
+            votes[cifar.y_train[kept][index]] += np.exp(cosines[index] / 0.1)
+        right += votes.argmax() == label
+    assert found["knn"] == pytest.approx(right / HELD_OUT)
+    assert 0.1 < found["linear"] <= 1 and found["z_std"] > 0 and 1 <= found["rankme"] <= 64 and found["seconds"] > 0
+
+    changed = cifar.images.copy()
+    changed[len(cifar.x_train) :] = 0  # the test images
+    assert trial(params, replace(cifar, images=changed), HELD_OUT, root / "b") | {"seconds": 0} == found | {"seconds": 0}
+    changed[held] = 255 - changed[held]
+    shutil.rmtree(store_folder(root) / "pretrain")
+    assert trial(params, replace(cifar, images=changed), HELD_OUT, root / "c")["knn"] != found["knn"]
+    before, after = (load_encoder(root / name / "models/encoder.pt").state_dict() for name in ("a", "c"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_trial_has_its_own_rate_and_epochs_and_says_what_it_was_made_with(root: Path, cifar: ImageSet) -> None:
+    run_trial(root, cifar, "simclr", 0.4, wait=True)
+    only = content(root)["simclr, lr 0.4"]
+    made = only["made_with"]
+    assert (only["method"], only["lr"]) == ("simclr", 0.4) and made["images"] == cifar.digest and made["code"]
+    assert made["machine"]["threads"] == torch.get_num_threads()
+    recipe = made["params"]["recipes"]["laptop"]
+    assert recipe["methods"] == {"simclr": {"lr": 0.4, "temperature": 0.5}} and recipe["pretrain"]["epochs"] == 1
+    assert made["params"]["seed"] == 3 and made["params"]["held_out"] == HELD_OUT
+    trained = [json.loads(path.read_text()) for path in store_folder(root).glob("pretrain/*/settings.json")]
+    assert [(each["method"], each["lr"], each["training"]["epochs"]) for each in trained] == [("simclr", 0.4, 1)]
+    assert list((store_folder(root) / "scratch").iterdir()) == []
+
+
+def test_a_trial_that_diverges_has_failed_and_stops_no_other(
+    root: Path, cifar: ImageSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def diverges(params: Any, scratch: Path) -> None:
+        raise Diverged("pretrain: the loss is nan at step 3")
+
+    monkeypatch.setattr("ablation.trial.pretrain", diverges)
+    run_all(root, cifar)
+    assert [each["failed"] for each in content(root).values()] == ["pretrain: the loss is nan at step 3"] * 4
+    run_all(root, cifar)
+    study(root)
+    told = capsys.readouterr().err
+    assert told.count("simclr, lr 0.4: failed: pretrain: the loss is nan") == 1
+    assert "study rates: simclr: every trial failed: try smaller rates" in told
+
+
+def test_features_that_are_not_finite_are_a_failure(root: Path, cifar: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ablation.trial.extract", lambda encoder, images, name: (np.full((len(images), 4), np.nan), None))
+    assert trial(params_of(root, "simsiam", 0.1), cifar, HELD_OUT, root / "a")["failed"].endswith("not finite")
+
+
+def test_what_is_there_and_matches_is_not_run_again(root: Path, cifar: ImageSet, calls: list[str]) -> None:
+    run_all(root, cifar)
+    assert calls == ["simsiam 0.1", "simsiam 0.4", "simclr 0.1", "simclr 0.4"]
+    before = (root / RESULTS / "laptop.json").read_bytes()
+    # None of these is what a trial depends on.
+    set_params(root, recipes__laptop__finetune__epochs=7, recipes__base__methods__byol__lr=0.3, embed__queries=[0])
+    set_params(
+        root, seed=8, recipes__base__methods__simsiam__lr=0.4, linear_eval__draws=2, recipes__laptop__pretrain__lr=0.1
+    )
+    set_params(root, recipes__laptop__pretrain__lr=0.4)
+    run_all(root, cifar)
+    assert len(calls) == 4 and (root / RESULTS / "laptop.json").read_bytes() == before
+    set_params(root, recipes__base__methods__simclr__temperature=0.2)
+    run_all(root, cifar)
+    assert calls[4:] == ["simclr 0.1", "simclr 0.4"]
+    set_params(root, recipes__base__pretrain__weight_decay=0.001)
+    run_all(root, cifar)
+    assert len(calls) == 10
+    other = cifar.images.copy()
+    other[0] = 0
+    run_all(root, replace(cifar, images=other))
+    assert len(calls) == 14
+
+
+def test_other_code_is_another_trial(
+    root: Path, cifar: ImageSet, calls: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_all(root, cifar)
+    monkeypatch.setattr(module, "code_of_a_trial", lambda: "newer")
+    study(root)
+    assert "study rates: simclr, lr 0.1 was made with other code" in capsys.readouterr().err
+    assert len(json.loads((root / "reports/study/rates/study.json").read_text())["stale"]) == 4
+    run_all(root, cifar)
+    assert len(calls) == 8
+
+
+def test_two_at_once_run_each_trial_once(root: Path, cifar: ImageSet, calls: list[str]) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: run_all(root, cifar), range(3)))
+    assert sorted(calls) == ["simclr 0.1", "simclr 0.4", "simsiam 0.1", "simsiam 0.4"] and len(content(root)) == 4
+
+
+def test_a_trial_that_another_is_at_is_left_for_later(root: Path, cifar: ImageSet, calls: list[str]) -> None:
+    lock = store_folder(root) / "locks/rates-laptop-simsiam-0.1.lock"
+    with locked(lock, wait=False, waiting=""):
+        with pytest.raises(Busy):
+            run_trial(root, cifar, "simsiam", 0.1, wait=False)
+        run_trial(root, cifar, "simsiam", 0.4, wait=False)
+    assert calls == ["simsiam 0.4"]
+    run_all(root, cifar)
+    assert sorted(calls) == ["simclr 0.1", "simclr 0.4", "simsiam 0.1", "simsiam 0.4"]
+
+
+@pytest.mark.parametrize("damage", ["no json", "[]", '{"trials": {"x": 3}}', '{"trials": {"x": {"method": "m", "lr": 1}}}'])
+def test_a_file_of_something_else_is_a_line(root: Path, cifar: ImageSet, calls: list[str], damage: str) -> None:
+    path = root / RESULTS / "laptop.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(damage)
+    with pytest.raises(UserError, match=r"laptop\.json .*delete it, and `python -m ablation\.rates`"):
+        run_all(root, cifar)
+    assert path.read_text() == damage
+
+
+def test_a_share_above_one_is_no_result(root: Path, cifar: ImageSet, calls: list[str]) -> None:
+    run_all(root, cifar)
+    trials = content(root)
+    trials["simclr, lr 0.1"]["knn"] = 20.0
+    write_json(root / RESULTS / "laptop.json", {"trials": trials})
+    with pytest.raises(UserError, match="does not hold trials"):
+        of_now(root, cifar)
+
+
+def test_an_unknown_method_is_a_line_before_anything_runs(root: Path, cifar: ImageSet, calls: list[str]) -> None:
+    set_params(root, ablation__rates__methods=["simsiam", "telepathy"])
+    with pytest.raises(UserError, match="method is 'telepathy': it should be one of simsiam"):
+        run_all(root, cifar)
+    assert calls == []
+
+
+def put(method: str, knn: dict[float, float | None]) -> list[Found]:
+    """Trials of a method by rate; None is one that failed."""
+    every = []
+    for lr, value in knn.items():
+        result: dict[str, Any] = {"method": method, "lr": lr, "made_with": {}}
+        result |= {"failed": "nan"} if value is None else {"knn": value, "linear": 0.5, "rankme": 9.0, "seconds": 3.0}
+        every.append(Found(f"{method}, lr {lr}", 0, result, {}, {}))
+    return every
+
+
+@pytest.mark.parametrize(
+    ("knn", "best", "edge"),
+    [
+        ({0.1: 0.3, 0.2: 0.4, 0.4: 0.35}, 0.2, False),
+        ({0.1: 0.5, 0.2: 0.4, 0.4: 0.35}, 0.1, True),
+        ({0.1: 0.3, 0.2: 0.4, 0.4: 0.45}, 0.4, True),
+        ({0.1: 0.4, 0.2: 0.4, 0.4: 0.3}, 0.1, True),  # of equals the smallest
+        ({0.4: 0.3, 0.2: 0.4, 0.1: 0.4, 0.05: 0.1}, 0.1, False),  # in any order
+        ({0.1: 0.3, 0.2: 0.4, 0.4: None}, 0.2, False),  # beyond it lies what diverges
+        ({0.4: 0.3}, 0.4, True),
+    ],
+)
+def test_the_rate_with_the_best_knn_is_chosen(knn: dict[float, float | None], best: float, edge: bool) -> None:
+    params = load(ROOT / "params.yaml", ["recipes.base.methods.simclr.lr=0.2"])
+    row = chosen(put("simclr", knn), params).iloc[0]
+    assert (row["lr"], row["edge"], row["used"], row["differs"]) == (best, edge, 0.2, best != 0.2)
+    words = said(row.to_dict(), "laptop")
+    assert words.startswith(f"simclr: lr {best:g} has the best kNN")
+    assert ("at the edge of what was tried" in words) == edge
+    assert ("set recipes.laptop.methods.simclr.lr" in words) == (best != 0.2)
+
+
+def test_without_a_rate_of_its_own_a_method_has_the_recipe_s(root: Path) -> None:
+    set_params(root, recipes__laptop__pretrain__lr=0.7)
+    assert chosen(put("simsiam", {0.7: 0.3}), load(root / "params.yaml"))["used"].tolist() == [0.7]
+    both = chosen(put("simsiam", {0.7: 0.3}) + put("simclr", {0.1: None}), load(root / "params.yaml"))
+    assert both["method"].tolist() == ["simsiam", "simclr"] and pd.isna(both["lr"][1])
+
+
+def test_the_tables_are_on_the_page_and_stay_there(
+    root: Path, cifar: ImageSet, calls: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_all(root, cifar)
+    set_params(root, ablation__rates__rates=[0.1, 0.4, 0.8])
+    for _ in range(2):
+        study(root)  # which deletes the studies that params.yaml has not
+        folder = root / "reports/study/rates"
+        page = json.loads((folder / "study.json").read_text())
+    assert page["missing"] == ["simsiam, lr 0.8", "simclr, lr 0.8"] and page["stale"] == []
+    table = pd.read_csv(folder / "chosen.csv").set_index("method")
+    assert table.loc["simsiam", ["lr", "edge", "used", "differs"]].tolist() == [0.4, True, 0.4, False]
+    assert len(pd.read_csv(folder / "trials.csv")) == len(every_trial(of_now(root, cifar)[0])) == 4
+    assert "| simclr | 0.4 | 24.0 |" in (folder / "trials.md").read_text()
+    told = capsys.readouterr().err
+    assert "simsiam: lr 0.4 has the best kNN (24.0%) of 2 rates, at the edge of what was tried" in told
+    assert "deleted" not in told
