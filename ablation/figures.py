@@ -134,7 +134,7 @@ def looks_figure(points: Points, axis: Axis | None) -> Figure:
 
 
 def maps_figure(points: Points, axis: Axis | None) -> Figure:
-    """t-SNE of the test images' backbone features, a panel for each point; of a seed that all have, for it chose the images."""
+    """t-SNE of the backbone's features, a panel for each point; of a seed that all have, since it chose the test images."""
     mapped = {point: [each for each in results if each.has("project")] for point, results in points.items()}
     mapped = {point: results for point, results in mapped.items() if results}
     common = set.intersection(*({each.seed for each in results} for results in mapped.values()))

@@ -91,9 +91,9 @@ class Found:
 
     def looks(self) -> NDArray[np.float64]:
         """(looks, 2): seconds of training, and kNN top-1 of the images that were held out; none where none were."""
-        knn = self.arrays.get("curve_knn", np.zeros(0))
-        seconds = self.arrays.get("curve_seconds", np.full(len(knn), np.nan))
-        both = np.stack([seconds, knn], axis=1).astype(float)
+        if not {"curve_seconds", "curve_knn"} <= set(self.arrays):
+            return np.zeros((0, 2))
+        both = np.stack([self.arrays["curve_seconds"], self.arrays["curve_knn"]], axis=1).astype(float)
         return both[np.isfinite(both).all(1)]
 
     def right(self, space: str) -> NDArray[np.bool_]:

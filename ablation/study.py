@@ -89,8 +89,8 @@ PICTURES: dict[str, Drawn] = {  # figure, caption, and whether it can be drawn o
 }
 CAPTION = "Means and deviations over seeds; random: of the encoder before training."
 ROLES = {  # of a row -> what it means
-    "ceiling": "The ceiling learned from all labels, with the same views, network and budget: how far the others are below it "
-    "is what the labels are worth.",
+    "ceiling": "The ceiling learned from all labels, with the same views, network and budget: how far others stay below "
+    "it is what labels are worth.",
     "control": "The control has no network: how near an image's whitened patches are to those of a dictionary, summed over "
     "quadrants (Coates, Lee & Ng 2011); an encoder below it tells less than colours and edges do.",
 }
