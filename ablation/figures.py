@@ -4,11 +4,12 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ablation.results import Found
-from simsiam.plots import COLOURS, SPACES
+from simsiam.plots import COLOURS, SPACES, class_legend, scatter
 
 Points = dict[str, list[Found]]
 Axis = tuple[str, dict[str, float]]  # a key of params.yaml, and its value at each point
@@ -111,6 +112,52 @@ def spectra_figure(points: Points, axis: Axis | None) -> Figure:
     return figure
 
 
+def looks_figure(points: Points, axis: Axis | None) -> Figure:
+    """kNN top-1 of held-out training images against the seconds of training: the mean over seeds, and their deviation."""
+    figure = Figure(figsize=(8.5, 5.6), layout="constrained")
+    axes, style = figure.subplots(), styles(points, axis)
+    for point, results in points.items():
+        looks = [each.looks() for each in results if len(each.looks())]
+        if not looks:
+            continue
+        every = np.stack([look[: min(map(len, looks))] for look in looks])  # (seeds, looks, 2)
+        seconds, top1 = every.mean(0).T
+        axes.plot(seconds, 100 * top1, marker=".", label=point, linewidth=1.5, **style[point])
+        if len(every) > 1:
+            spread, colour = every[..., 1].std(0, ddof=1), style[point]["color"]
+            band = [100 * (top1 + side * spread) for side in (-1, 1)]
+            axes.fill_between(seconds, *band, color=colour, alpha=0.18, linewidth=0)
+    axes.set(xlabel="seconds of training", ylabel="kNN top-1 of held-out training images (%)", xlim=(0, None))
+    axes.grid(alpha=0.3)
+    legend(figure, axes, columns=4)
+    return figure
+
+
+def maps_figure(points: Points, axis: Axis | None) -> Figure:
+    """t-SNE of the backbone's features, a panel for each point; of a seed that all have, since it chose the test images."""
+    mapped = {point: [each for each in results if each.has("project")] for point, results in points.items()}
+    mapped = {point: results for point, results in mapped.items() if results}
+    common = set.intersection(*({each.seed for each in results} for results in mapped.values()))
+    columns = min(4, len(mapped))
+    rows = -(-len(mapped) // columns)
+    figure = Figure(figsize=(3.6 * columns, 3.7 * rows + 0.5), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, point in zip(panels, places(mapped, axis), strict=False):
+        found = min(mapped[point], key=lambda each: (each.seed not in common, each.seed))
+        scatter(axes, maps(found), "backbone_tsne", found.result["classes"])
+        axes.set_title(point)
+    class_legend(figure, panels[0])
+    return figure
+
+
+def maps(found: Found) -> pd.DataFrame:
+    """The coordinates of a point's maps, with the class of each row, as `simsiam.plots` draws them."""
+    frame = pd.DataFrame({name.removeprefix("maps_"): a for name, a in found.arrays.items() if name.startswith("maps_")})
+    return frame.assign(**{"class": [found.result["classes"][int(label)] for label in frame["label"]]})
+
+
 def places(points: Points, axis: Axis | None) -> dict[str, float]:
     """Where each point stands on the x axis, from left to right."""
     if axis is None:
@@ -143,7 +190,7 @@ def styles(points: Points, axis: Axis | None) -> dict[str, dict[str, Any]]:
     return {point: {"color": tuple(shade)} for point, shade in zip(places(points, axis), shades, strict=True)}
 
 
-def legend(figure: Figure, *panels: Axes) -> None:
+def legend(figure: Figure, *panels: Axes, columns: int = 7) -> None:
     """The lines' names below the figure, each once."""
     lines = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(lines.values(), lines.keys(), frameon=False, loc="outside lower center", ncols=7)
+    figure.legend(lines.values(), lines.keys(), frameon=False, loc="outside lower center", ncols=columns)

@@ -77,17 +77,22 @@ def patches(params: Params, images: ImageSet) -> Metrics:
     }
 
 
+def made_with(params: Params, images: str) -> dict[str, Any]:
+    """What a result depends on. images: their digest."""
+    needed = {"patches": params.ablation.patches, "embed": params.embed, "linear_eval": params.linear_eval}
+    return {
+        "params": {"seed": params.seed} | {name: section.model_dump() for name, section in needed.items()},
+        "code": code.digest("ablation.patches", code.FIGURES),
+        "images": images,
+    }
+
+
 def run(params: Params, root: Path = Path()) -> None:
     """Write ablation/results/patches/<seed>.json. Raises UserError for images without labels."""
     images, path = load_images(root), root / FOLDER / f"{params.seed}.json"
     if not images.labelled:
         raise UserError("the images have no labels, and a dictionary is judged by what can be read out")
-    needed = {"patches": params.ablation.patches, "embed": params.embed, "linear_eval": params.linear_eval}
-    given = {
-        "params": {"seed": params.seed} | {name: section.model_dump() for name, section in needed.items()},
-        "code": code.digest("ablation.patches", code.FIGURES),
-        "images": images.digest,
-    }
+    given = made_with(params, images.digest)
     words = f"patches, seed {params.seed}"
     lock = store_folder(root) / f"locks/patches-{params.seed}.lock"
     with locked(lock, wait=True, waiting=f"{words}: another program is at it: waiting for it"):

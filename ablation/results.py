@@ -1,7 +1,7 @@
 """What the points have left in ablation/results/, checked as it is read, and compared with what there is now."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ablation import patches
 from ablation.point import RESULTS, made_with, work
 from simsiam.errors import UserError
 from simsiam.files import read_json, read_npz
@@ -19,6 +20,7 @@ Arrays = dict[str, NDArray[Any]]
 SPACES = ("backbone", "latent", "random_backbone", "random_latent")
 MAPPED = ("backbone", "latent", "random_backbone", "finetuned")
 NETWORKS = ("frozen", "finetuned", "random")
+PATCHES = "dictionary of patches, no network"
 NUMBERS = {  # stage -> the numbers that it must have found
     "pretrain": ("loss", "z_std", "rankme", "epochs", "seconds"),
     "embed": tuple(f"{name}.{space}" for name in ("knn", "rankme") for space in SPACES),
@@ -37,10 +39,11 @@ ARRAYS = {  # stage -> arrays, and their shapes: "b"ytes that the test images fi
     "linear_eval": {f"right_{space}": "b" for space in SPACES},
     "finetune": {"right_finetuned": "b"},
     "project": {"maps_label": "m"}
-    | {f"maps_{s}_{method}_{n}": "m" for s in ("latent", "finetuned") for method in ("pca", "tsne") for n in (1, 2)},
+    | {f"maps_{s}_{m}_{n}": "m" for s in ("backbone", "latent", "finetuned") for m in ("pca", "tsne") for n in (1, 2)},
     "explain": {"shap_images": "nss3", "shap_labels": "n", "shap_shown": "nk"}
     | {f"shap_{network}_{part}": axes for network in NETWORKS for part, axes in (("values", "nssc"), ("logits", "nc"))},
 }
+SOME = {"curve_seconds": "r", "curve_knn": "r", "cka_backbone": "fh"}  # the same of arrays that not every result has
 MASS: tuple[str, ...] = tuple(  # where the SHAP mass was measured
     f"mass.{network}.{of}.{part}"
     for network in (*NETWORKS, "stock")
@@ -86,6 +89,13 @@ class Found:
     def has(self, *stages: str) -> bool:
         return set(stages) <= set(self.result["made_with"]["stages"])
 
+    def looks(self) -> NDArray[np.float64]:
+        """(looks, 2): seconds of training, and kNN top-1 of the images that were held out; none where none were."""
+        if not {"curve_seconds", "curve_knn"} <= set(self.arrays):
+            return np.zeros((0, 2))
+        both = np.stack([self.arrays["curve_seconds"], self.arrays["curve_knn"]], axis=1).astype(float)
+        return both[np.isfinite(both).all(1)]
+
     def right(self, space: str) -> NDArray[np.bool_]:
         """(N,): which test images were classified right from a space."""
         return np.unpackbits(self.arrays[f"right_{space}"], count=self.result["test_images"]).astype(bool)
@@ -109,6 +119,25 @@ def read(root: Path, params: Params) -> dict[tuple[str, int], Found]:
                 results[point, seed] = found
                 if found.stale:
                     print(f"study: {point}, seed {seed} was made with other {found.stale}", file=sys.stderr)
+    return results
+
+
+def read_patches(root: Path, params: Params, seeds: Sequence[int]) -> list[Found]:
+    """What the control without a network has left with these seeds, as if its features were a backbone's."""
+    images, results = load_images(root).digest if (root / "data/images.npz").exists() else "", []
+    for seed in seeds:
+        path = root / patches.FOLDER / f"{seed}.json"
+        if path.exists():
+            how = f"delete it, and `python -m ablation.patches --seed {seed}` makes it anew"
+            result = read_json(path, how=how)
+            numbers = {key: value for key, value in flat(result).items() if type(value) in (int, float)}
+            numbers = {key.replace(".patches", ".backbone"): value for key, value in numbers.items()}
+            top1 = numbers.get("linear_eval.backbone.top1", -1)
+            if not 0 <= top1 <= 1 or not isinstance(result.get("made_with"), dict):
+                raise UserError(f"{path} is no result of the dictionary of patches: {how}")
+            now = patches.made_with(params.model_copy(update={"seed": seed}), images)
+            stale = otherwise(result["made_with"], {key: value for key, value in now.items() if value})
+            results.append(Found(PATCHES, seed, result, numbers, {}, stale))
     return results
 
 
@@ -183,6 +212,14 @@ def _wrong_arrays(result: dict[str, Any], numbers: dict[str, float], arrays: Arr
                     yield f"{name} is not what {key} is the mean of: the two files are of two runs"
             elif name in ("maps_label", "shap_labels", "shap_shown") and not 0 <= array.min() <= array.max() < sizes["c"]:
                 yield f"{name} is not numbers of {sizes['c']} classes"
+    for name, axes in SOME.items():
+        if name in arrays and _shape(_blank(arrays[name]) if name == "curve_knn" else arrays[name], axes, sizes) is None:
+            yield f"{name} is not finite numbers in the shape that goes with the others"
+
+
+def _blank(array: NDArray[Any]) -> NDArray[Any]:
+    """Floats with 0 where there is none."""
+    return np.where(np.isnan(array), 0, array) if array.dtype.kind == "f" else array
 
 
 def _shape(values: Any, axes: str, sizes: dict[str, int]) -> NDArray[Any] | None:

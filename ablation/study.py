@@ -7,30 +7,38 @@ there are now, are named on stderr and on the page.
 
 import sys
 from argparse import ArgumentParser, RawTextHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from ablation.figures import Axis, Points, accuracy_figure, learning_figure, spectra_figure
+from ablation.figures import Axis, Points, accuracy_figure, learning_figure, looks_figure, maps_figure, spectra_figure
 from ablation.lind_bosch_hu.study import study as lind_bosch_hu
 from ablation.point import Failed, run_all
 from ablation.rates import NAME as RATES
 from ablation.rates import study as rates
-from ablation.results import MAPPED, SPACES, Found, flat, read
+from ablation.results import MAPPED, PATCHES, SPACES, Found, flat, read, read_patches
 from ablation.tables import COMMANDS, Column, Picture, Table, means, note_of_machines, remove_others, write
 from ablation.why_no_collapse.study import study as why_no_collapse
+from simsiam.images.cifar10 import CLASSES
+from simsiam.methods import METHODS
+from simsiam.metrics import linear_cka
 from simsiam.settings import Params, load
 from stages.common import load_images, plainly
 
 MEASURED = ("embed", "linear_eval", "project", "explain")  # sections that say what is measured, not what is trained
+TRAINED = ("backbone", "latent")
 COLUMNS = {  # as the metrics have it -> how it is shown
     "point": Column("", "point"),
     "changes": Column("", "what it changes"),
+    "role": Column("", "stands for"),
     "seeds": Column("", "seeds"),
     **{f"linear_eval.{space}.top1": Column("linear top-1 (%)", space.replace("_", " "), 100, ".1f") for space in SPACES},
+    "linear_eval.few_labels.1%.backbone.top1": Column("linear top-1 (%), 1 % of the labels", "backbone", 100, ".1f"),
     **{f"embed.knn.{space}": Column("kNN top-1 (%)", space.replace("_", " "), 100, ".1f") for space in SPACES},
     "finetune.top1": Column("fine-tuned top-1 (%)", "from the encoder", 100, ".1f"),
     "finetune.scratch.top1": Column("fine-tuned top-1 (%)", "from scratch", 100, ".1f"),
@@ -41,17 +49,66 @@ COLUMNS = {  # as the metrics have it -> how it is shown
     "pretrain.rankme": Column("pretraining, last batches", "RankMe", 1, ".1f"),
     "verdict": Column("pretraining, last batches", "latents"),
     **{f"embed.rankme.{space}": Column("RankMe of the test images", space.replace("_", " "), 1, ".1f") for space in SPACES},
+    **{f"embed.explained_auc.{space}": Column("area under the explained variance", space) for space in TRAINED},
+    **{f"embed.alignment.{space}": Column("alignment", space) for space in TRAINED},
+    **{f"embed.uniformity.{space}": Column("uniformity", space, 1, ".2f") for space in TRAINED},
     **{f"project.{space}.silhouette": Column("silhouette of the classes", space.replace("_", " ")) for space in MAPPED},
     "pretrain.seconds": Column("seconds", "pretraining", 1, ".0f"),
     "finetune.seconds": Column("seconds", "fine-tuning", 1, ".0f"),
+    "pretrain.images_per_second": Column("pretraining", "images/s", 1, ".0f"),
+    "pretrain.peak_memory": Column("pretraining", "peak memory (MiB)", 1, ".0f"),
     "stale": Column("", "made with other"),
 }
 
 
-PICTURES = {  # figure, caption, and the stages of which it takes one
-    "accuracy": (accuracy_figure, "Accuracy of every point, with its controls.", ("embed", "linear_eval", "finetune")),
-    "learning": (learning_figure, "Pretraining: means over 50 steps or so, and RankMe of the last batch.", ("pretrain",)),
-    "spectra": (spectra_figure, "The fewer directions carry the variance, the earlier a spectrum falls.", ("embed",)),
+Drawn = tuple[Callable[..., Any], str, Callable[[Found], Any]]
+PICTURES: dict[str, Drawn] = {  # figure, caption, and whether it can be drawn of a result
+    "accuracy": (
+        accuracy_figure,
+        "Accuracy of every point, with its controls.",
+        lambda found: any(found.has(stage) for stage in ("embed", "linear_eval", "finetune")),
+    ),
+    "learning": (
+        learning_figure,
+        "Pretraining: means over 50 steps or so, and RankMe of the last batch.",
+        lambda found: found.has("pretrain"),
+    ),
+    "looks": (
+        looks_figure,
+        "While it trained: kNN on the backbone of training images that were held out, after each epoch; mean and deviation "
+        "over seeds. Seconds without looks, saving and compiling.",
+        lambda found: found.has("pretrain") and len(found.looks()),
+    ),
+    "spectra": (
+        spectra_figure,
+        "The fewer directions carry the variance, the earlier a spectrum falls.",
+        lambda found: found.has("embed"),
+    ),
+    "maps": (
+        maps_figure,
+        "t-SNE of the backbone, of the same test images. Distances between far clusters mean nothing.",
+        lambda found: found.has("project"),
+    ),
+}
+CAPTION = "Means and deviations over seeds; random: of the encoder before training."
+ROLES = {  # of a row -> what it means
+    "ceiling": "The ceiling learned from all labels, with the same views, network and budget: how far others stay below "
+    "it is what labels are worth.",
+    "control": "The control has no network: how near an image's whitened patches are to those of a dictionary, summed over "
+    "quadrants (Coates, Lee & Ng 2011); an encoder below it tells less than colours and edges do.",
+}
+BESIDE = {  # published.csv, and this study's numbers
+    "method": Column("", "method"),
+    "top1": Column("published", "linear top-1 (%)", 100, ".1f"),
+    "knn": Column("published", "kNN top-1 (%)", 100, ".1f"),
+    "epochs": Column("published", "epochs", 1, ".0f"),
+    "network": Column("published", "network"),
+    "protocol": Column("published", "protocol"),
+    "here": Column("here", "point"),
+    "here_top1": Column("here", "linear top-1 (%)", 100, ".1f"),
+    "here_knn": Column("here", "kNN top-1 (%)", 100, ".1f"),
+    "here_epochs": Column("here", "epochs", 1, ".0f"),
+    "source": Column("", "source"),
 }
 
 
@@ -59,6 +116,7 @@ def study(root: Path) -> None:
     """Write reports/study/<study>/ for every study that has results, then those that judge claims, and the rates."""
     params = load(root / "params.yaml")
     found = read(root, params)
+    patches = read_patches(root, params, sorted({seed for of in params.ablation.studies.values() for seed in of.seeds}))
     for name, of in params.ablation.studies.items():
         points = {p: [only(found[p, seed], of.stages) for seed in of.seeds if (p, seed) in found] for p in of.points}
         points = {point: results for point, results in points.items() if results}
@@ -70,19 +128,18 @@ def study(root: Path) -> None:
             continue
         if missing:
             print(f"study {name}: without {'; '.join(missing)}, of which there are no results", file=sys.stderr)
-        table = Table(
-            numbers(points, params), COLUMNS, "Means and deviations over seeds; random: of the encoder before training."
-        )
+        controls = controls_of(points, [only(each, of.stages) for each in patches if each.seed in of.seeds])
         drawn: tuple[Points, Axis | None] = (points, axis_of(points))
         pictures = {
             name: Picture(figure, drawn, caption)
-            for name, (figure, caption, stages) in PICTURES.items()
-            if any(each.has(stage) for each in every for stage in stages)
+            for name, (figure, caption, possible) in PICTURES.items()
+            if any(possible(each) for each in every)
         }
         if note := note_of_machines(every):
             print(f"study {name}: {note}", file=sys.stderr)
         commands = {"the points of this study": command} | COMMANDS
-        write(root, name, every, {"table": table}, pictures, commands=commands, missing=missing)
+        used = every + [each for results in controls.values() for each in results]
+        write(root, name, used, tables(points | controls, params), pictures, commands=commands, missing=missing)
         print(f"study {name}: in reports/study/{name}/", file=sys.stderr)
     lind_bosch_hu(root, list(found.values()))
     why_no_collapse(root, list(found.values()))
@@ -95,18 +152,96 @@ def study(root: Path) -> None:
 def only(found: Found, stages: Sequence[str]) -> Found:
     """A result as if it had gone through these stages alone: what another study wants of the point is not this one's."""
     made = found.result["made_with"]
-    made = made | {"stages": [stage for stage in made["stages"] if stage in stages]}
+    made = made | {"stages": [stage for stage in made.get("stages", ()) if stage in stages]}
     kept = {key: value for key, value in found.numbers.items() if key.split(".")[0] in stages}
     return replace(found, result=found.result | {"made_with": made}, numbers=kept)
+
+
+def controls_of(points: Points, patches: list[Found]) -> Points:
+    """What a study of several methods has besides its points: the dictionary of patches, where it was measured."""
+    methods = {results[0].params["method"] for results in points.values()}
+    return {PATCHES: patches} if len(methods) > 1 and patches else {}
+
+
+def tables(points: Points, params: Params) -> dict[str, Table]:
+    """Every table that the points allow, in the order of the page."""
+    main = numbers(points, params)
+    words = [CAPTION, *(meaning for role, meaning in ROLES.items() if role in main["role"].tolist())]
+    found = {"table": Table(main, COLUMNS, " ".join(words))}
+    if len(alike := cka(points)) > 1:
+        found["cka"] = Table(
+            alike,
+            {name: Column("CKA with" * (name != "point"), name, 1, ".2f") for name in alike},
+            "Linear CKA of the backbones on the same test images, without bias (Kornblith et al. 2019; Song et al. 2007), "
+            "the mean over pairs of different seeds. A point with itself, of other seeds, is the ceiling.",
+        )
+    if len(beside := published(points)):
+        found["published"] = Table(
+            beside,
+            BESIDE,
+            "What others report of CIFAR-10, each by its own recipe. An online probe learns along with the encoder; where "
+            "the best epoch was chosen on the test images, the number is too high. Here: offline, after the last epoch.",
+        )
+    return found
+
+
+def role(found: Found) -> str | None:
+    """What a result is to the others, where it is of no encoder that learned without labels."""
+    if found.point == PATCHES:
+        return "control"
+    method = METHODS.get(found.params["method"])
+    return "ceiling" if method and method.labelled else None
+
+
+def cka(points: Points) -> pd.DataFrame:
+    """A row and a column for each point: linear CKA of their backbones, the mean over pairs of different seeds.
+
+    The same seed gives two encoders the same initial weights, so such pairs count only where there are no others.
+    """
+    seen = {
+        p: [each for each in results if each.has("embed") and "cka_backbone" in each.arrays] for p, results in points.items()
+    }
+    seen = {point: results for point, results in seen.items() if results}
+    found: dict[tuple[str, str], float] = {}
+    for one, other in combinations_with_replacement(seen, 2):
+        pairs = [(a, b) for a in seen[one] for b in seen[other] if a is not b]
+        pairs = [(a, b) for a, b in pairs if a.result["made_with"]["images"] == b.result["made_with"]["images"]]
+        pairs = [(a, b) for a, b in pairs if a.seed != b.seed] or pairs
+        values = [linear_cka(a.arrays["cka_backbone"], b.arrays["cka_backbone"]) for a, b in pairs]
+        values = [value for value in values if np.isfinite(value)]  # a backbone without variance is like nothing
+        found[one, other] = found[other, one] = float(np.mean(values)) if values else np.nan
+    return pd.DataFrame([{"point": one} | {other: found[one, other] for other in seen} for one in seen])
+
+
+def published(points: Points) -> pd.DataFrame:
+    """What others report of these methods (published.csv), and beside it what the first point of the method has here.
+
+    Nothing where all points are of one method, or where the images' classes are not CIFAR-10's.
+    """
+    first: dict[str, str] = {}
+    for point, results in points.items():
+        first.setdefault("patches" if point == PATCHES else results[0].params["method"], point)
+    if len(first) < 2 or any(each.result["classes"] != list(CLASSES) for results in points.values() for each in results):
+        return pd.DataFrame()
+    keys = {"here_top1": "linear_eval.backbone.top1", "here_knn": "embed.knn.backbone", "here_epochs": "pretrain.epochs"}
+    rows = []
+    for theirs in pd.read_csv(Path(__file__).with_name("published.csv")).to_dict("records"):
+        if theirs["method"] in first:
+            point, method = first[theirs["method"]], METHODS.get(theirs["method"])
+            ours: dict[str, Any] = {"method": method.title if method else PATCHES, "here": point}
+            for name, key in keys.items():
+                ours |= means(points[point], key, name)
+            rows.append(theirs | ours)
+    return pd.DataFrame(rows)
 
 
 def numbers(points: Points, params: Params) -> pd.DataFrame:
     """A row a point: what it changes, and mean and deviation over its seeds of every number that its stages give."""
     rows = []
     for point, results in points.items():
-        changes = " ".join(f"{key}={value}" for key, value in params.ablation.points[point].items())
-        verdicts = [found.verdict for found in results]
-        row: dict[str, Any] = {"point": point, "changes": changes, "seeds": len(results)}
+        changes = " ".join(f"{key}={value}" for key, value in params.ablation.points.get(point, {}).items())
+        verdicts = [found.verdict for found in results if "pretrain" in found.result]
+        row: dict[str, Any] = {"point": point, "changes": changes, "role": role(results[0]), "seeds": len(results)}
         for key in COLUMNS:
             row |= means(results, key)
         row["verdict"] = ", ".join(v + f" ({verdicts.count(v)})" * (len(set(verdicts)) > 1) for v in dict.fromkeys(verdicts))

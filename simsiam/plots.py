@@ -72,10 +72,9 @@ def curves_figure(pretraining: pd.DataFrame, finetuning: dict[str, pd.DataFrame]
     Where training images were held out while it pretrained, their kNN top-1, too.
     """
     looked = pretraining.dropna(subset="knn") if "knn" in pretraining else pretraining[:0]
-    layout = [["loss", "spread", "rank"], ["tuned", "knn", "."]] if len(looked) else [["loss", "spread"], ["rank", "tuned"]]
-    figure = Figure(figsize=(5.5 * len(layout[0]), 6), layout="constrained")
-    panels = figure.subplot_mosaic(layout)
-    loss, spread, rank, tuned = (panels[name] for name in ("loss", "spread", "rank", "tuned"))
+    figure = Figure(figsize=(16.5 if len(looked) else 11, 6), layout="constrained")
+    panels = figure.subplot_mosaic("LSR;TK." if len(looked) else "LS;RT")
+    loss, spread, rank, tuned = (panels[letter] for letter in "LSRT")
     for axes, column, title, label in (
         (loss, "loss", "Pretraining: loss", "loss"),
         (spread, "z_std", "Pretraining: spread of the latent", "z_std (1 even, 0 a point)"),
@@ -87,11 +86,9 @@ def curves_figure(pretraining: pd.DataFrame, finetuning: dict[str, pd.DataFrame]
     spread.set_ylim(0, max(1.1, float(pretraining["z_std"].max()) * 1.05))
     rank.set_ylim(0, 1.1 * float(pretraining["rankme"].max()))
     if len(looked):
-        panels["knn"].plot(looked["epoch"], looked["knn"], marker=".", markersize=4, color=COLOURS[0])
-        panels["knn"].set(
-            title="Pretraining: kNN of held-out training images", xlabel="epoch", ylabel="top-1", xlim=(0, None)
-        )
-        panels["knn"].set_ylim(0, None)
+        panels["K"].plot(looked["epoch"], looked["knn"], marker=".", markersize=4, color=COLOURS[0])
+        panels["K"].set(title="Pretraining: kNN of held-out training images", xlabel="epoch", ylabel="top-1", xlim=(0, None))
+        panels["K"].set_ylim(0, None)
     for start, colour, style in (("encoder", COLOURS[4], "-"), ("scratch", COLOURS[8], "--")):
         if (rows := finetuning.get(start)) is None:
             continue

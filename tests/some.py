@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from simsiam.engine import Record
 from simsiam.files import read_npz
 from simsiam.images import ImageSet, from_arrays
 from simsiam.methods.simsiam import SimSiamOptions
@@ -66,6 +67,11 @@ def cifar_500() -> ImageSet:
 def but(settings: S, **changes: Any) -> S:
     """The settings with others for some keys, checked as those of params.yaml are."""
     return type(settings).model_validate(settings.model_dump() | changes)
+
+
+def timeless(records: list[Record]) -> list[Record]:
+    """Records without the seconds, which are no two runs' the same."""
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -8,23 +8,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from matplotlib.colors import to_rgba
 from numpy.typing import NDArray
 from ruamel.yaml import YAML
 from scipy.stats import norm
 from scipy.stats import t as student
+from torch import Tensor, nn
 
+from ablation import patches
 from ablation.compare import Estimate, contrast, difference
-from ablation.figures import accuracy_figure
+from ablation.figures import accuracy_figure, looks_figure, maps_figure
 from ablation.lind_bosch_hu.claims import CLAIMS, Grid, grid_of, judged
 from ablation.point import RESULTS, made_with, relevant, work
-from ablation.results import ARRAYS, MAPPED, NETWORKS, SPACES, Found, flat, read_one
-from ablation.study import axis_of, study
+from ablation.results import ARRAYS, MAPPED, NETWORKS, PATCHES, SOME, SPACES, Found, flat, read_one
+from ablation.study import axis_of, cka, published, study
 from simsiam.errors import UserError
 from simsiam.files import read_npz, write_json, write_npz
 from simsiam.images import ImageSet
+from simsiam.methods import METHODS, build
+from simsiam.networks import ResNet
+from simsiam.plots import COLOURS
 from simsiam.settings import load, load_point
 from stages.common import load_images
 from tests.clones import ROOT
+from tests.some import cifar_500
 
 TEST_IMAGES = 403  # no multiple of 8
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -78,10 +86,14 @@ def content(
     }
     metrics: dict[str, Any] = {
         "pretrain": {"loss": -0.8, "z_std": 0.9 if healthy else 0.1, "rankme": 3.0 + np.log2(dim), "first_share": 0.3}
-        | {"verdict": "healthy" if healthy else "collapsed to a point", "epochs": 10, "seconds": 100.0 + seed},
+        | {"verdict": "healthy" if healthy else "collapsed to a point", "epochs": 10, "seconds": 100.0 + seed}
+        | {"images_per_second": 1500.0 + seed, "peak_memory": 700.0},
         "embed": {"knn": {space: top1[space] for space in SPACES}, "rankme": dict.fromkeys(SPACES, 20.0)}
+        | {name: dict.fromkeys(SPACES, value) for name, value in (("alignment", 0.3), ("uniformity", -2.5))}
+        | {"explained_auc": dict.fromkeys(SPACES, 0.9)}
         | {"spectrum": {"latent": shares.tolist(), "backbone": np.sort(rng.dirichlet(np.ones(64)))[::-1].tolist()}},
-        "linear_eval": {space: {"top1": top1[space], "top5": 0.9, "confusion": confusion.tolist()} for space in SPACES},
+        "linear_eval": {space: {"top1": top1[space], "top5": 0.9, "confusion": confusion.tolist()} for space in SPACES}
+        | {"few_labels": {"1%": {space: {"top1": top1[space] / 2, "sd": 0.01} for space in SPACES[:3]}}},
         "finetune": {"top1": top1["finetuned"], "top5": 0.95, "scratch": {"top1": 0.55, "top5": 0.9}}
         | {"epochs": 1, "images": 50_000, "seconds": 30.0},
         "project": {space: {"silhouette": frozen - 0.4, "pca_variance_2": 0.8} for space in MAPPED}
@@ -100,9 +112,15 @@ def content(
     arrays |= {"curve_step": steps, "curve_loss": -0.8 * (1 - np.exp(-steps / 300)) + rng.normal(0, 0.01, 20)}
     arrays |= {"curve_z_std": 0.9 if healthy else np.exp(-steps / 100), "curve_rankme": np.full(20, 3 + np.log2(dim))}
     arrays["curve_z_std"] = np.broadcast_to(arrays["curve_z_std"], 20).astype(np.float32)
+    arrays["curve_seconds"] = (steps * (1 + 0.1 * seed) / 10).astype(np.float32)
+    arrays["curve_knn"] = np.where(steps % 200, np.nan, 0.3 + steps / 5000 + 0.01 * seed).astype(np.float32)  # 5 epochs
+    common, own = (np.random.default_rng(n).normal(size=(50, 16)) for n in ([1, *params["method"].encode()], [seed]))
+    arrays["cka_backbone"] = (2 * common + own).astype(np.float16)  # what a method's seeds have in common
     arrays["maps_label"] = np.arange(100) % classes
     centres = rng.normal(0, 3, (classes, 2))
-    names = [f"{s}_{m}" for s in ("latent", "finetuned") for m in ("pca", "tsne")] + ["latent", "finetuned"] * (dim == 2)
+    names = [f"{s}_{m}" for s in ("backbone", "latent", "finetuned") for m in ("pca", "tsne")] + ["latent", "finetuned"] * (
+        dim == 2
+    )
     for name in names:
         xy = centres[arrays["maps_label"]] + rng.normal(0, 1, (100, 2))
         arrays |= {f"maps_{name}_1": xy[:, 0], f"maps_{name}_2": xy[:, 1]}
@@ -111,9 +129,8 @@ def content(
     for network in NETWORKS:
         arrays[f"shap_{network}_values"] = rng.normal(0, 0.01, (3, 8, 8, classes)).astype(np.float16)
         arrays[f"shap_{network}_logits"] = rng.normal(0, 3, (3, classes)).astype(np.float32)
-    wanted = {name for stage in stages for name in ARRAYS.get(stage, {})} | {
-        f"maps_{name}_{n}" for name in names for n in (1, 2)
-    }
+    wanted = {name for stage in stages for name in ARRAYS.get(stage, {})} | {*SOME}
+    wanted |= {f"maps_{name}_{n}" for name in names for n in (1, 2)}
     return result, {name: array for name, array in arrays.items() if name in wanted}
 
 
@@ -138,11 +155,13 @@ def verdicts(every: list[Found]) -> dict[str, str]:
 
 STUDIES = {
     "points": {f"d{dim}": {"latent_dim": dim} | ({"explain.mass_images": 100} if dim in (8, 32) else {}) for dim in DIMS}
-    | {"no_stop_gradient": {"stop_gradient": False}, "wide": {"recipes.laptop.model.width": 64}},
+    | {"no_stop_gradient": {"stop_gradient": False}, "wide": {"recipes.laptop.model.width": 64}}
+    | {method: {"method": method} for method in ("simclr", "supervised")},
     "studies": {
         "dimension": {"points": [f"d{dim}" for dim in DIMS], "seeds": [0, 1], "stages": STAGES},
         "stop_gradient": {"points": ["d512", "no_stop_gradient"], "seeds": [0, 1], "stages": STAGES},
         "width": {"points": ["d512", "wide"], "seeds": [0], "stages": ["pretrain", "finetune"]},
+        "methods": {"points": ["d512", "simclr", "supervised"], "seeds": [0, 1], "stages": STAGES[:-1]},
     },
 }
 
@@ -185,7 +204,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, cifar: ImageSet) -> Path:
     params["ablation"] |= STUDIES
     yaml.dump(params, root / "params.yaml")
     cifar.save(root / "data/images.npz")
-    for point in ("no_stop_gradient", *(f"d{dim}" for dim in DIMS)):
+    for point in ("no_stop_gradient", "simclr", "supervised", *(f"d{dim}" for dim in DIMS)):
         for seed in (0, 1):
             write_result(root, point, seed)
     return root
@@ -439,10 +458,9 @@ def test_a_study_says_what_its_points_found(root: Path, capsys: pytest.CaptureFi
     assert f" | {100 * np.mean(top1):.1f} ± {100 * np.std(top1, ddof=1):.1f} | " in row and " | healthy | " in row
     page = json.loads((folder / "study.json").read_text())
     assert page["name"] == "dimension" and page["missing"] == page["stale"] == page["claims"] == []
-    assert {path.name for path in folder.iterdir()} == {"study.json", *(f"table.{e}" for e in ("csv", "md", "html"))} | {
-        f"{figure}.png" for figure in page["figures"]
-    }
-    assert list(page["figures"]) == ["accuracy", "learning", "spectra"]
+    tables = {f"{table}.{ending}" for table in ("table", "cka") for ending in ("csv", "md", "html")}
+    assert {path.name for path in folder.iterdir()} == {"study.json"} | tables | {f"{f}.png" for f in page["figures"]}
+    assert list(page["figures"]) == ["accuracy", "learning", "looks", "spectra", "maps"]
     width = pd.read_csv(root / "reports/study/width/table.csv")
     assert width["point"].tolist() == ["d512"] and "finetune.top1" in width and "embed.knn.latent" not in width
     assert not (root / "reports/study/width/spectra.png").exists()
@@ -637,6 +655,11 @@ def test_a_file_that_is_no_result_is_one_line(place: Path, text: str) -> None:
         ("curve_z_std", np.zeros(19)),
         ("curve_step", np.array(["a"] * 20)),
         ("curve_rankme", None),
+        ("curve_knn", np.zeros(19)),
+        ("curve_knn", np.full(20, np.inf)),
+        ("curve_seconds", np.full(20, np.nan)),
+        ("cka_backbone", np.zeros(50)),
+        ("maps_backbone_tsne_2", None),
         ("right_latent", np.zeros(51, np.uint8)),
         ("right_latent", np.zeros(50, np.uint8)),
         ("right_finetuned", np.zeros(51, np.float32)),
@@ -704,3 +727,184 @@ def test_accuracy_stands_at_the_axis_with_the_right_bars() -> None:
     assert [heights[0] / 2, heights[2] / 2] == pytest.approx([100 * np.std(of_two, ddof=1), half])
     named = accuracy_figure(points, None).axes[0]
     assert [text.get_text() for text in named.get_xticklabels()] == ["d512", "d2", "d32"]
+
+
+def table_of(root: Path, study: str, name: str, index: str) -> pd.DataFrame:
+    return pd.read_csv(root / f"reports/study/{study}/{name}.csv").set_index(index)
+
+
+def dictionary(root: Path, seed: int, top1: float, **made: Any) -> None:
+    """What `ablation.patches` would leave."""
+    params = load(root / "params.yaml", [f"seed={seed}"])
+    result: dict[str, Any] = {"point": "patches", "seed": seed, "classes": CLASSES, "test_images": TEST_IMAGES}
+    result["linear_eval"] = {"patches": {"top1": top1}, "few_labels": {"1%": {"patches": {"top1": 0.3, "sd": None}}}}
+    result |= {"embed": {"knn": {"patches": 0.35}, "dimensions": {"patches": 1600}}, "patches": {"seconds": 9.0}}
+    result["made_with"] = patches.made_with(params, load_images(root).digest) | {"machine": {}} | made
+    write_json(root / patches.FOLDER / f"{seed}.json", result)
+
+
+def test_a_study_of_methods_has_its_ceiling_and_its_control(
+    root: Path, capsys: pytest.CaptureFixture[str], no_figures: None
+) -> None:
+    for seed, top1 in ((0, 0.7), (1, 0.74), (2, 0.1)):  # the last is no seed of the study
+        dictionary(root, seed, top1)
+    study(root)
+    assert "made with other" not in capsys.readouterr().err
+    folder = root / "reports/study/methods"
+    table = table_of(root, "methods", "table", "point")
+    assert list(table.index) == ["d512", "simclr", "supervised", PATCHES]
+    assert table["role"].fillna("").tolist() == ["", "", "ceiling", "control"]
+    control = table.loc[PATCHES]
+    assert control["seeds"] == 2 and control["linear_eval.backbone.top1"] == pytest.approx(0.72)
+    assert control["linear_eval.backbone.top1_sd"] == pytest.approx(0.04 / 2**0.5, abs=1e-6)
+    assert control[["embed.knn.backbone", "linear_eval.few_labels.1%.backbone.top1"]].tolist() == [0.35, 0.3]
+    assert np.isnan(control["pretrain.images_per_second"]) and np.isnan(control["linear_eval.latent.top1"])
+    assert table.loc["simclr", ["pretrain.images_per_second", "pretrain.peak_memory"]].tolist() == [1500.5, 700]
+    assert table.loc["simclr", [f"embed.{name}.latent" for name in ("alignment", "uniformity")]].tolist() == [0.3, -2.5]
+    caption = json.loads((folder / "study.json").read_text())["tables"]["table"]
+    assert "The ceiling learned from all labels" in caption and "The control has no network" in caption
+    text = (folder / "table.md").read_text()
+    assert "1 % of the labels: backbone" in text and "pretraining: images/s" in text and "explained variance: latent" in text
+
+    other = json.loads((root / "reports/study/dimension/study.json").read_text())  # of one method
+    assert "ceiling" not in other["tables"]["table"] and "published" not in other["tables"]
+    assert PATCHES not in table_of(root, "dimension", "table", "point").index
+
+
+def test_a_control_of_other_images_is_marked_and_a_damaged_one_named(root: Path, no_figures: None) -> None:
+    dictionary(root, 0, 0.7, images="others")
+    study(root)
+    assert table_of(root, "methods", "table", "point").loc[PATCHES, "stale"] == "images"
+    stale = json.loads((root / "reports/study/methods/study.json").read_text())["stale"]
+    assert stale == [f"{PATCHES}, seed 0: other images"]
+    dictionary(root, 0, 7.5)
+    with pytest.raises(UserError, match=r"patches/0\.json is no result .* `python -m ablation\.patches --seed 0` makes"):
+        study(root)
+
+
+def seeds_of(method: str, *features: NDArray[Any], images: str = "i") -> list[Found]:
+    """A point in memory that has nothing but features, one array a seed."""
+    made = {"params": {"method": method}, "stages": ["embed"], "images": images}
+    return [Found(method, n, {"made_with": made}, {}, {"cka_backbone": each}) for n, each in enumerate(features)]
+
+
+def test_cka_compares_different_seeds_of_the_same_images() -> None:
+    """By hand: features that agree, are each other's rotation, or have nothing in common."""
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 400, 8))
+    turned = one @ np.linalg.qr(rng.normal(size=(8, 8)))[0]
+    points = {
+        "alike": seeds_of("alike", one, 3 * turned),
+        "mixed": seeds_of("mixed", one, other),  # seed 0 is like `alike`, but against it stands seed 1 alone
+        "alone": seeds_of("alone", turned),
+        "flat": seeds_of("flat", np.ones((400, 8)), np.ones((400, 8))),
+        "elsewhere": seeds_of("elsewhere", one, other, images="others"),
+    }
+    table = cka(points).set_index("point")
+    assert table.loc["alike", "alike"] == pytest.approx(1) and table.loc["mixed", "mixed"] == pytest.approx(0, abs=0.02)
+    assert table.loc["alike", "mixed"] == table.loc["mixed", "alike"] == pytest.approx(0.5, abs=0.02)
+    assert table.loc["alike", "alone"] == pytest.approx(1) and table.loc["mixed", "alone"] == pytest.approx(0, abs=0.02)
+    assert np.isnan([table.loc["alone", "alone"], table.loc["flat", "alike"], table.loc["elsewhere", "alike"]]).all()
+    single = cka({"alike": seeds_of("alike", one), "alone": seeds_of("alone", turned)}).set_index("point")
+    assert single.loc["alike", "alone"] == pytest.approx(1)  # with one seed each there is no other pair
+
+
+def test_cka_of_a_study_is_in_its_folder(root: Path, no_figures: None) -> None:
+    study(root)
+    table = table_of(root, "methods", "cka", "point")
+    assert list(table.columns) == list(table.index) == ["d512", "simclr", "supervised"]
+    assert (np.diag(table) > 0.6).all() and table.loc["d512", "simclr"] < 0.4
+    text = (root / "reports/study/methods/cka.md").read_text()
+    assert text.startswith("| point | CKA with: d512 | CKA with: simclr |")
+    assert not (root / "reports/study/width/cka.csv").exists()
+
+
+def test_looks_stand_against_seconds_with_the_band_of_the_seeds() -> None:
+    points = {f"d{dim}": [found(dim, seed) for seed in range(seeds)] for dim, seeds in ((8, 2), (2, 1))}
+    points["unseen"] = [found(32)]
+    del points["unseen"][0].arrays["curve_knn"]
+    for axis in (None, axis_of({point: results for point, results in points.items() if point != "unseen"})):
+        drawn = points if axis is None else {point: points[point] for point in ("d8", "d2")}
+        axes = looks_figure(drawn, axis).axes[0]
+        lines = {str(line.get_label()): line for line in axes.lines}
+        assert set(lines) == {"d8", "d2"}
+        expected = {"d2": [[20 * n, 30 + 4 * n] for n in range(1, 6)], "d8": [[21 * n, 30.5 + 4 * n] for n in range(1, 6)]}
+        for point, xy in expected.items():
+            np.testing.assert_allclose(np.asarray(lines[point].get_xydata(), float), np.array(xy), rtol=1e-5)
+        (band,) = axes.collections
+        low, high = band.get_paths()[0].get_extents().intervaly
+        assert [low, high] == pytest.approx([34.5 - 1 / 2**0.5, 50.5 + 1 / 2**0.5], rel=1e-5)
+        assert tuple(np.asarray(band.get_facecolor())[0, :3]) == pytest.approx(to_rgba(lines["d8"].get_color())[:3])
+
+
+def test_maps_side_by_side_are_of_one_seed_and_have_everyone_s_colours() -> None:
+    points = {f"d{dim}": [found(dim, seed) for seed in seeds] for dim, seeds in ((2, (0, 1)), (8, (1, 2)), (32, (0, 1)))}
+    points["no_map"] = [found(8, stages=["pretrain"])]
+    figure = maps_figure(points, None)
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == ["d2", "d8", "d32"]
+    for axes, results in zip(panels, points.values(), strict=False):
+        arrays = next(each for each in results if each.seed == 1).arrays
+        for number, dots in enumerate(axes.collections):
+            rows = arrays["maps_label"] == number
+            expected = np.stack([arrays[f"maps_backbone_tsne_{n}"][rows] for n in (1, 2)], axis=1)
+            np.testing.assert_allclose(np.asarray(dots.get_offsets(), float), expected)
+            assert tuple(np.asarray(dots.get_facecolor())[0, :3]) == pytest.approx(to_rgba(COLOURS[number])[:3])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == CLASSES
+
+
+def test_what_others_report_stands_beside_the_method_s_first_point() -> None:
+    def of(method: str, epochs: int = 10) -> list[Found]:
+        results = [found(512, seed, pretrain__epochs=epochs) for seed in (0, 1)]
+        for each in results:
+            each.params["method"] = method
+        return results
+
+    points = {"simclr": of("simclr"), "simclr_long": of("simclr", 20), "supervised": of("supervised")}
+    table = published(points)
+    assert table["method"].unique().tolist() == ["SimCLR"] and table["here"].unique().tolist() == ["simclr"]
+    assert table["top1"].dropna().tolist() == [0.911, 0.9074] and table["knn"].dropna().tolist() == [0.879]
+    assert table["here_epochs"].unique().tolist() == [10]
+    assert table["here_top1"][0] == np.mean([e.numbers["linear_eval.backbone.top1"] for e in points["simclr"]])
+    assert published({"simclr": points["simclr"]}).empty  # one method is no comparison
+    for each in points["simclr"]:
+        each.result["classes"] = CLASSES[::-1]
+    assert published(points).empty  # other images
+
+
+def test_every_published_number_says_where_it_stands_and_how_it_was_measured() -> None:
+    table = pd.read_csv(ROOT / "ablation/published.csv")
+    assert set(table["method"]) <= {*METHODS, "patches"} and table[["network", "protocol", "source"]].notna().all(axis=None)
+    assert table[["top1", "knn"]].stack().dropna().between(0.5, 1).all() and table[["top1", "knn"]].notna().any(axis=1).all()
+    assert not table.duplicated().any()
+
+
+def passes(method: str) -> float:
+    """How much work a step of a method is: a pass through the backbone counts 1, and with its way back 3, by its area."""
+    model, count = build(load(ROOT / "params.yaml", [f"method={method}"]), cifar_500()), 0.0
+
+    def note(backbone: nn.Module, given: tuple[Tensor, ...]) -> None:
+        nonlocal count
+        count += given[0].shape[-1] ** 2 * (3 if torch.is_grad_enabled() else 1)
+
+    for module in model.modules():
+        if isinstance(module, ResNet):
+            module.register_forward_pre_hook(note)
+    augment = load(ROOT / "params.yaml").chosen.pretrain.augment
+    views = [torch.rand(4, 3, view.view_size, view.view_size) for view in model.views(augment)]
+    model(*views, **({"labels": torch.zeros(4, dtype=torch.int64)} if model.labelled else {}))
+    return count
+
+
+def test_equal_seconds_are_equal_work() -> None:
+    """Each method's point, or the one at equal seconds where it has one, takes about what simsiam's takes."""
+    params = load(ROOT / "params.yaml")
+    points, work = params.ablation.studies["methods"].points, passes("simsiam") * params.chosen.pretrain.epochs
+    assert {params.ablation.points[point]["method"] for point in points} == {*METHODS}
+    for point in points:
+        given = load_point(ROOT / "params.yaml", point)
+        assert given.chosen.pretrain.knn == 1000
+        if f"{point}_equal_seconds" not in points:
+            assert passes(given.method) * given.chosen.pretrain.epochs == pytest.approx(work, rel=0.08), point
+        if not point.endswith("_equal_seconds"):
+            assert given.chosen.pretrain.epochs == params.chosen.pretrain.epochs

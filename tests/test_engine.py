@@ -36,7 +36,7 @@ from simsiam.machine import machine
 from simsiam.schedule import OwnRate, cosine
 from simsiam.seeds import derive
 from simsiam.settings import Training
-from tests.some import but, generator
+from tests.some import but, generator, timeless
 
 SETTINGS = Training(epochs=3, min_steps=0, batch_size=16, momentum=0.9, weight_decay=1e-3, precision="fp32", compile="never")
 CPU = torch.device("cpu")
@@ -47,11 +47,6 @@ Y = X @ torch.randn(6, 1, generator=generator(1))
 def kept(folder: Path) -> StoreFor:
     """Always the same place, whatever the training is."""
     return lambda identity: nullcontext(Store(folder))
-
-
-def timeless(records: list[Record]) -> list[Record]:
-    """Records without the seconds, which are no two runs' the same."""
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
 class Watched:

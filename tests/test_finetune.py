@@ -21,7 +21,7 @@ from simsiam.metrics import top_k
 from simsiam.networks import Classifier, Encoder, Space
 from simsiam.pretrain import pretrain
 from simsiam.settings import EncoderSettings, Finetune, Pretrain
-from tests.some import COLOURFUL, SIMSIAM, but
+from tests.some import COLOURFUL, SIMSIAM, but, timeless
 
 VIEW = but(COLOURFUL, view_size=16, crop_scale=[0.5, 1.0])
 SETTINGS = Pretrain(
@@ -49,7 +49,7 @@ def test_pretraining_learns_and_is_reproducible(tiny: EncoderSettings, images: T
     (first, one), (second, two) = runs
     assert first.records[-1]["loss"] < first.records[0]["loss"] - 0.1
     assert first.records[-1]["z_std"] > 0.5
-    assert first.records == second.records
+    assert timeless(first.records) == timeless(second.records)
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
     other = pretrain(SimSiam(Encoder(tiny), SIMSIAM), images, settings=SETTINGS, seed=1)
     assert other.records != first.records

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ablation.figures import maps
 from ablation.lind_bosch_hu.claims import ByDim, grid_of, having, judged
 from ablation.results import Found
 from ablation.tables import EVERYTHING, Column, Picture, Table, means, write
@@ -137,12 +138,6 @@ def shap_mass(trained: ByDim) -> pd.DataFrame:
                     row |= {place: share["mean"], f"{place}_sd": share["half_width"]}
                 rows.append(row | {"residual": mass[network]["residual"]})
     return pd.DataFrame(rows)
-
-
-def maps(found: Found) -> pd.DataFrame:
-    """The coordinates of a point's maps, with the class of each row, as `simsiam.plots` draws them."""
-    frame = pd.DataFrame({name.removeprefix("maps_"): a for name, a in found.arrays.items() if name.startswith("maps_")})
-    return frame.assign(**{"class": [found.result["classes"][int(label)] for label in frame["label"]]})
 
 
 def figure_2(found: Found) -> Figure:
