@@ -15,7 +15,7 @@ from simsiam import parallel
 from simsiam.methods import METHODS, options
 from simsiam.methods.method import Method
 from simsiam.settings import EncoderSettings, load
-from tests.some import TINY, but, generator
+from tests.some import COLOURFUL, TINY, but, generator
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 WHOLE = but(TINY, latent_norm=False, hidden_norm=False)  # no BatchNorm, which sees a share of the batch at a time
@@ -46,13 +46,7 @@ def random(n: int = N, d: int = D, seed: int = 0) -> Tensor:
 
 def latents_for(method: Method) -> list[Tensor]:
     """As many views as it wants, which agree a little."""
-    views = len(method.views(but_any_view()))
-    return [random() + 0.5 * random(seed=1 + view) for view in range(views)]
-
-
-def but_any_view() -> Any:
-    """Some augmentation: only the number of views matters here."""
-    return load(PARAMS).chosen.pretrain.augment
+    return [random() + 0.5 * random(seed=1 + view) for view in range(len(method.views(COLOURFUL)))]
 
 
 def loss_and_gradients(name: str) -> dict[str, Tensor]:
