@@ -16,6 +16,8 @@ from simsiam.augment import random_views
 from simsiam.engine import Record, Result, StoreFor, resolve_precision, train
 from simsiam.settings import Pretrain
 
+RANKED = 256  # images of a batch whose features' rank is taken: of 1,000 it would cost as much as a step
+
 
 def seconds_a_step(method: Any, images: Tensor, settings: Pretrain) -> float:
     """How long a step takes here, of some on a copy of the method: the training itself has not begun."""
@@ -48,44 +50,58 @@ def pretrain(
 
     images: (N, 3, S, S) uint8 on the device to train on. about: what identifies method and images, for the checkpoints.
     Records carry the loss and z_std, means since the last record, and of the last batch's latents RankMe and the first
-    direction's share. A collapse is announced on stderr when it is seen.
+    direction's share, of its features RankMe. A collapse, or a loss of rank, is announced on stderr when it is seen.
     Raises Diverged when the loss is not finite, and Interrupted, once saved, when asked to stop.
     """
     method.to(images.device).to(memory_format=torch.channels_last)
     latest: list[Tensor] = []  # the last batch's latents
-    seen: list[Record] = []  # of this session
+    features: list[Tensor] = []  # of its first view, as the backbone has them
+    seen: list[Record] = []
     told: list[str] = []
     stop_gradient = getattr(method.options, "stop_gradient", True)
 
+    def keep(backbone: nn.Module, images: tuple[Tensor, ...], output: Tensor) -> None:
+        if not features:
+            features.append(output.detach())
+
     def loss_of(network: nn.Module, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        features.clear()
         loss, latents = network(*random_views(images[batch], generator, settings.augment, method.views))
         latest[:] = [latents.float()]
         return loss, {"z_std": collapse.z_std(latest[0])}
 
     def watch(record: Record) -> Record:
-        extra = collapse.spread(latest[0])
+        extra = collapse.spread(latest[0]) | {"backbone_rankme": collapse.rankme(features[0][:RANKED])}
         seen.append(record | extra)
         verdict = collapse.of_run(seen, latest[0].shape[1], method.lowest_loss)
         if verdict not in ("healthy", *told):
             told.append(verdict)
             tqdm.write(
-                f"pretrain, step {record['step']}: {collapse.words(verdict, seen[-1], stop_gradient=stop_gradient)}",
+                f"pretrain, step {record['step']}: {collapse.words(verdict, seen, stop_gradient=stop_gradient)}",
                 file=sys.stderr,
             )
         return extra
 
-    return train(
-        method,
-        loss_of,
-        examples=len(images),
-        settings=settings,
-        lr=settings.lr,
-        seed=seed,
-        device=images.device,
-        name="pretrain",
-        about=(about or {}) | {"augment": settings.augment.model_dump()},
-        constant_lr=method.constant_lr,
-        store_for=store_for,
-        watch=watch,
-        on_epoch=on_epoch,
-    )
+    def after_epoch(records: list[Record]) -> None:
+        seen[:] = records  # those of earlier sessions too
+        on_epoch(records)
+
+    hook = method.encoder.backbone.register_forward_hook(keep)
+    try:
+        return train(
+            method,
+            loss_of,
+            examples=len(images),
+            settings=settings,
+            lr=settings.lr,
+            seed=seed,
+            device=images.device,
+            name="pretrain",
+            about=(about or {}) | {"augment": settings.augment.model_dump()},
+            constant_lr=method.constant_lr,
+            store_for=store_for,
+            watch=watch,
+            on_epoch=after_epoch,
+        )
+    finally:
+        hook.remove()
