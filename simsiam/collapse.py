@@ -1,4 +1,4 @@
-"""Collapse, told from the latents of training batches: all at one point, or all on one line.
+"""Collapse, told from training batches: latents all at one point, or all on one line; features that lose their rank.
 
 What a loss of cosines sees of a latent is its direction, so all measures but RankMe are of l2-normalised latents: with the
 lengths in, a few long latents on one line hold 99 % of the variance in runs at d = 2 that are healthy. None is centred: what
@@ -15,12 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Verdict = Literal["healthy", "collapsed to a point", "collapsed onto one direction", "views too alike"]
+Verdict = Literal["healthy", "collapsed to a point", "collapsed onto one direction", "views too alike", "losing rank"]
 
 POINT = 0.3  # z_std below this
 LINE = 0.95  # first_share above this, on a scale from an even spread, 1/d, to a line
 NEARLY = {"dim": 32, "rankme": 3.0, "first_share": 0.75}  # or, from so many dimensions on, below the one and above the other
 ALIKE = 0.04  # loss less than this above the lowest that the method has, and a latent that is neither
+LOST = 0.5  # RankMe of the backbone's features below this share of what it was
 RECORDS = 3  # that are judged together
 
 
@@ -42,13 +43,19 @@ def spread(z: Tensor) -> dict[str, float]:
     z = z.detach().double().cpu()
     if not z.isfinite().all():
         return {"rankme": float("nan"), "first_share": float("nan")}
-    singular = _eigenvalues(z).sqrt()
     directions = _eigenvalues(F.normalize(z, dim=1))
+    first_share = float(directions[-1] / directions.sum()) if directions[-1] > 0 else 1.0
+    return {"rankme": rankme(z), "first_share": first_share}
+
+
+def rankme(x: Tensor) -> float:
+    """Effective rank of one batch's x (N, d), in [1, min(N, d)], as `metrics.rankme`; NaN where x is."""
+    x = x.detach().double().cpu()
+    if not x.isfinite().all():
+        return float("nan")
+    singular = _eigenvalues(x).sqrt()
     shares = singular[singular > 0] / singular.sum()
-    return {
-        "rankme": float((-(shares * shares.log()).sum()).exp()),
-        "first_share": float(directions[-1] / directions.sum()) if directions[-1] > 0 else 1.0,
-    }
+    return float((-(shares * shares.log()).sum()).exp())
 
 
 def judge(z_std: float, first_share: float, rankme: float, loss: float, *, dim: int, lowest_loss: float | None) -> Verdict:
@@ -80,19 +87,35 @@ def of_run(records: Sequence[Mapping[str, float]], dim: int, lowest_loss: float 
     """Judge a training, running or ended, by the medians of its last three records.
 
     One batch may say anything, at d = 2 most of all. Fewer than three records say nothing yet, which counts as healthy.
+    Where `judge` finds nothing, "losing rank" is RankMe of the backbone's features below half of the highest that such a
+    median has had in the run, with a lower loss than there.
     """
     if len(records) < RECORDS:
         return "healthy"
-    last = records[-RECORDS:]
-    seen = {name: median(record[name] for record in last) for name in ("z_std", "first_share", "rankme", "loss")}
-    return judge(**seen, dim=dim, lowest_loss=lowest_loss)
+    last, best = _median(records, len(records)), best_rank(records)
+    verdict = judge(last["z_std"], last["first_share"], last["rankme"], last["loss"], dim=dim, lowest_loss=lowest_loss)
+    lost = last["backbone_rankme"] < LOST * best["backbone_rankme"] and last["loss"] < best["loss"]
+    return "losing rank" if verdict == "healthy" and lost else verdict
 
 
-def words(verdict: Verdict, record: Mapping[str, float], *, stop_gradient: bool = True) -> str:
-    """One line for a user: what was seen (in `record`: loss, z_std, rankme, first_share), what it means, what to try."""
+def best_rank(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The medians of those three successive records, of three or more, whose median RankMe of the backbone is highest."""
+    ranks = [record["backbone_rankme"] for record in records]
+    return _median(records, max(range(RECORDS, len(records) + 1), key=lambda end: median(ranks[end - RECORDS : end])))
+
+
+def words(verdict: Verdict, records: Sequence[Mapping[str, float]], *, stop_gradient: bool = True) -> str:
+    """One line for a user: what was seen in the training's records, the last one's numbers; what it means, what to try."""
+    record = records[-1]
     seen = f"z_std {record['z_std']:.2f}, first direction {record['first_share']:.1%}, RankMe {record['rankme']:.1f}"
     tries = "try a larger batch_size or latent_dim, or a smaller lr"
     remedy = tries if stop_gradient else "no wonder: stop_gradient is off"
+    if verdict == "losing rank":
+        best, now = best_rank(records)["backbone_rankme"], _median(records, len(records))["backbone_rankme"]
+        return (
+            f"LOSING RANK: RankMe of the backbone's features was {best:.0f} and is {now:.0f}, though the loss falls and the "
+            f"latent is healthy ({seen}): they use ever fewer directions; try a smaller lr, fewer epochs or a wider network"
+        )
     return {
         "healthy": f"the latent is healthy ({seen})",
         "collapsed to a point": f"COLLAPSED to a point: all images have nearly the same latent ({seen}); {remedy}",
@@ -100,6 +123,11 @@ def words(verdict: Verdict, record: Mapping[str, float], *, stop_gradient: bool 
         "views too alike": f"VIEWS TOO ALIKE: a loss of {record['loss']:.3f} leaves little to learn, "
         f"and the latent is healthy ({seen}); try stronger augmentation: a smaller crop_scale, more jitter",
     }[verdict]
+
+
+def _median(records: Sequence[Mapping[str, float]], end: int) -> dict[str, float]:
+    """The median of each column over the three records before `end`."""
+    return {name: median(record[name] for record in records[end - RECORDS : end]) for name in records[0]}
 
 
 def _eigenvalues(x: Tensor) -> Tensor:

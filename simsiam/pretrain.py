@@ -18,7 +18,7 @@ from simsiam.methods.method import Method
 from simsiam.networks import Encoder
 from simsiam.settings import Pretrain
 
-LOOKED_AT = 256  # latents of a batch whose spread is measured: of 512 it takes 45 ms, in which a GPU does three steps
+LOOKED_AT = 256  # latents and features of a batch whose spread and rank are measured: of 512 it takes as long as some steps
 
 
 def seconds_a_step(method: Method, images: Tensor, settings: Pretrain, labels: Tensor | None = None) -> float:
@@ -56,15 +56,22 @@ def pretrain(
     images: (N, 3, S, S) uint8 on the device to train on. labels: (N,) int64 on the same, for a method that learns from them.
     about: what identifies method and images, for the checkpoints.
     Records carry the loss and z_std, means since the last record, and of the last batch's latents, 256 at most, RankMe and
-    the first direction's share; where there is a `look`, `knn` is what it says of the encoder at an epoch's end, and NaN
-    else. It changes nothing of the encoder. A collapse is announced on stderr when it is seen.
+    the first direction's share, of its features RankMe; where there is a `look`, `knn` is what it says of the encoder at an
+    epoch's end, and NaN else. It changes nothing of the encoder. A collapse, or a loss of rank, is announced on stderr when
+    it is seen.
     Raises Diverged when the loss is not finite, and Interrupted, once saved, when asked to stop.
     """
     method.to(images.device).to(memory_format=torch.channels_last)
     latest: list[Tensor] = []  # the last batch's latents
-    seen: list[Record] = []  # of this session
+    features: list[Tensor] = []  # of its last view, as the backbone has them
+    seen: list[Record] = []
     told: list[str] = []
     views, steps = method.views(settings.augment), len(images) // settings.batch_size
+
+    def keep(backbone: nn.Module, images: tuple[Tensor, ...], output: Tensor) -> None:
+        # Not where a look has it evaluate. On a GPU it is called while a step is recorded, and each replay fills the tensor.
+        if backbone.training:
+            features[:] = [output.detach()]
 
     def loss_of(network: nn.Module, batch: Tensor, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         known = {} if labels is None else {"labels": labels[batch]}
@@ -73,30 +80,38 @@ def pretrain(
         return loss, {"z_std": collapse.z_std(latest[0])}
 
     def watch(record: Record) -> Record:
-        extra = collapse.spread(latest[0][:LOOKED_AT])
+        extra = collapse.spread(latest[0][:LOOKED_AT]) | {"backbone_rankme": collapse.rankme(features[0][:LOOKED_AT])}
         seen.append(record | extra)
         verdict = collapse.of_run(seen, latest[0].shape[1], method.lowest_loss)
         if verdict not in ("healthy", *told):
             told.append(verdict)
-            words = collapse.words(verdict, seen[-1], stop_gradient=method.stop_gradient)
+            words = collapse.words(verdict, seen, stop_gradient=method.stop_gradient)
             tqdm.write(f"pretrain, step {record['step']}: {words}", file=sys.stderr)
         if look:
             extra["knn"] = look(method.encoder) if record["step"] % steps == 0 else math.nan
         return extra
 
-    return train(
-        method,
-        loss_of,
-        examples=len(images),
-        settings=settings,
-        lr=settings.lr,
-        seed=seed,
-        device=images.device,
-        name="pretrain",
-        about=(about or {}) | {"augment": settings.augment.model_dump()},
-        own_rates=method.own_rates,
-        after_step=method.after_step,
-        store_for=store_for,
-        watch=watch,
-        on_epoch=on_epoch,
-    )
+    def after_epoch(records: list[Record]) -> None:
+        seen[:] = records  # those of earlier sessions too
+        on_epoch(records)
+
+    hook = method.encoder.backbone.register_forward_hook(keep)
+    try:
+        return train(
+            method,
+            loss_of,
+            examples=len(images),
+            settings=settings,
+            lr=settings.lr,
+            seed=seed,
+            device=images.device,
+            name="pretrain",
+            about=(about or {}) | {"augment": settings.augment.model_dump()},
+            own_rates=method.own_rates,
+            after_step=method.after_step,
+            store_for=store_for,
+            watch=watch,
+            on_epoch=after_epoch,
+        )
+    finally:
+        hook.remove()

@@ -79,10 +79,10 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
     last, verdict = result.records[-1], collapse.of_run(result.records, params.latent_dim, method.lowest_loss)
     warning = ""
     if verdict != "healthy":
-        warning = collapse.words(verdict, last, stop_gradient=method.stop_gradient)
+        warning = collapse.words(verdict, result.records, stop_gradient=method.stop_gradient)
         print(f"pretrain: {warning}", file=sys.stderr)
     return {
-        **{name: last[name] for name in ("loss", "z_std", "rankme", "first_share")},
+        **{name: last[name] for name in ("loss", "z_std", "rankme", "first_share", "backbone_rankme")},
         "verdict": verdict,
         "epochs": settings.epochs,
         "seconds": round(result.seconds, 1),

@@ -1,6 +1,8 @@
 """What is called collapsed, and what is not: analytic latents, the committed runs, and two real trainings."""
 
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simsiam import collapse
+from simsiam.checkpoint import Store
+from simsiam.engine import Diverged, Record
 from simsiam.methods.simsiam import SimSiam
 from simsiam.networks import Encoder
-from simsiam.pretrain import pretrain
+from simsiam.pretrain import LOOKED_AT, pretrain
 from simsiam.settings import EncoderSettings, Pretrain
 from tests.some import COLOURFUL, SIMSIAM, but, generator
 
@@ -145,9 +149,13 @@ def test_what_a_loss_says_of_the_views_is_its_method_s(loss: float, lowest_loss:
         assert collapse.judge(0.9, 0.5, 9.0, lowest_loss + 0.03, dim=8, lowest_loss=lowest_loss) == "views too alike"
 
 
+def record(rank: float = 50.0, loss: float = -0.8, **others: float) -> dict[str, float]:
+    """Of a healthy latent, but for what is given."""
+    return {"z_std": 0.9, "first_share": 0.5, "rankme": 9.0, "loss": loss, "backbone_rankme": rank} | others
+
+
 def test_a_run_is_judged_by_the_median_of_its_last_records() -> None:
-    good = {"z_std": 0.9, "first_share": 0.5, "rankme": 9.0, "loss": -0.8}
-    bad = {"z_std": 0.9, "first_share": 0.99, "rankme": 1.2, "loss": -0.8}
+    good, bad = record(), record(first_share=0.99, rankme=1.2)
     of_run = partial(collapse.of_run, dim=8, lowest_loss=-1.0)
     assert of_run([]) == of_run([bad, bad]) == "healthy"  # too few
     assert of_run([bad, good, good]) == of_run([good, good, bad]) == "healthy"  # one batch
@@ -155,16 +163,43 @@ def test_a_run_is_judged_by_the_median_of_its_last_records() -> None:
     assert of_run([bad, bad, bad, good, good]) == "healthy"  # over
 
 
+def verdicts(ranks: list[float], losses: list[float]) -> list[str]:
+    """After each record."""
+    records = [record(rank, loss) for rank, loss in zip(ranks, losses, strict=True)]
+    return [collapse.of_run(records[: n + 1], 8, -1.0) for n in range(len(records))]
+
+
+def test_less_than_half_of_its_own_highest_rank_with_a_lower_loss_is_losing_rank() -> None:
+    falling = [-0.5 - 0.01 * n for n in range(8)]
+    ranks = [30.0, 40, 40, 40, 19, 19, 19, 19]
+    assert verdicts(ranks, falling) == ["healthy"] * 5 + ["losing rank"] * 3  # once two of three records say so
+    assert set(verdicts([30.0, 40, 40, 40, 21, 21, 21, 21], falling)) == {"healthy"}
+    assert set(verdicts(ranks, falling[::-1])) == {"healthy"}  # what has gone wrong there, the loss tells
+    assert set(verdicts([40.0, 40, 90, 40, 40, 40, 40, 40], falling)) == {"healthy"}  # one batch of a high rank
+    assert set(verdicts([40.0, 40, 40, 40, 9, 40, 40, 40], falling)) == {"healthy"}  # or of a low one
+    assert verdicts([*ranks[:5], 19, 35, 35], falling)[-3:] == ["losing rank", "losing rank", "healthy"]  # it comes back
+    assert set(verdicts(ranks[4:] * 2, falling)) == {"healthy"}  # of its own highest
+    assert set(verdicts([*ranks[:4], *[float("nan")] * 4], falling)) == {"healthy"}
+
+
+def test_a_collapse_that_is_worse_comes_before_a_loss_of_rank() -> None:
+    records = [record(40, -0.5)] * 3 + [record(5, -0.6, first_share=0.99, rankme=1.2)] * 3
+    assert collapse.of_run(records, 8, -1.0) == "collapsed onto one direction"
+
+
 def test_words() -> None:
-    record = {"z_std": 0.05, "first_share": 0.99, "rankme": 1.2, "loss": -0.985}
+    records = [record(64, -0.2)] * 3 + [record(22, -0.985, z_std=0.05, first_share=0.99, rankme=1.2)] * 3
     for verdict in ("collapsed to a point", "collapsed onto one direction"):
-        line = collapse.words(verdict, record)
+        line = collapse.words(verdict, records)
         assert verdict.replace("collapsed", "COLLAPSED") in line and "a larger batch_size" in line
         assert "z_std 0.05, first direction 99.0%, RankMe 1.2" in line
-        assert "stop_gradient is off" in collapse.words(verdict, record, stop_gradient=False)
-    alike = collapse.words("views too alike", record)
+        assert "stop_gradient is off" in collapse.words(verdict, records, stop_gradient=False)
+    alike = collapse.words("views too alike", records)
     assert "-0.985" in alike and "crop_scale" in alike
-    assert "COLLAPSED" not in collapse.words("healthy", record) + alike
+    assert "COLLAPSED" not in collapse.words("healthy", records) + alike
+    losing = collapse.words("losing rank", records)
+    assert "LOSING RANK: RankMe of the backbone's features was 64 and is 22" in losing and "a smaller lr" in losing
+    assert "\n" not in losing and collapse.words("healthy", records[:1]).startswith("the latent is healthy")
 
 
 def test_a_collapse_behind_batchnorm_is_announced_while_it_happens(
@@ -183,3 +218,82 @@ def test_a_collapse_behind_batchnorm_is_announced_while_it_happens(
     assert heard[False].count("COLLAPSED onto one direction") == 1
     assert set(verdicts[True]) == {"healthy"} and "COLLAPSED" not in heard[True]
     assert last[True]["loss"] < -0.4  # and it learned
+
+
+def simsiam(tiny: EncoderSettings, **changes: object) -> SimSiam:
+    return SimSiam(Encoder(but(tiny, **changes)), but(SIMSIAM, predictor_hidden=None))
+
+
+def test_a_loss_of_rank_is_announced_while_it_happens(
+    tiny: EncoderSettings, images: Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At 25 times the rate the loss is lower, and the latent looks healthy."""
+    ends = {}
+    for lr, verdict in ((0.8, "healthy"), (20.0, "losing rank")):
+        method = simsiam(tiny, latent_dim=16, projector_hidden=64, latent_norm=False)
+        records = pretrain(method, images, settings=but(SETTINGS, epochs=30, lr=lr), seed=0).records
+        assert collapse.of_run(records, 16, -1.0) == verdict
+        assert capsys.readouterr().err.count("LOSING RANK: RankMe of the backbone's features was") == (lr == 20)
+        ends[lr] = records[-1]
+    assert ends[20]["backbone_rankme"] < ends[0.8]["backbone_rankme"] and ends[20]["loss"] < ends[0.8]["loss"]
+
+
+def test_the_backbone_s_rank_is_that_of_the_last_batch_s_last_view(tiny: EncoderSettings, images: Tensor) -> None:
+    method, seen = simsiam(tiny), []
+    method.encoder.backbone.register_forward_hook(lambda module, inputs, output: seen.append(output.detach().double()))
+    records = pretrain(method, images, settings=but(SETTINGS, epochs=2), seed=0).records
+    assert len(seen) == 2 * 12  # two views in six steps of two epochs
+    for record, last in zip(records, (seen[11], seen[23]), strict=True):
+        shares = torch.linalg.svdvals(last) / torch.linalg.svdvals(last).sum()
+        assert record["backbone_rankme"] == pytest.approx(float((-(shares * shares.log()).sum()).exp()), rel=1e-6)
+
+
+def test_a_large_batch_s_rank_is_that_of_some_of_it(
+    tiny: EncoderSettings, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+
+    def rankme(x: Tensor) -> float:
+        given.append(len(x))
+        return 9.0
+
+    monkeypatch.setattr(collapse, "rankme", rankme)
+    pretrain(simsiam(tiny), images, settings=but(SETTINGS, epochs=1, batch_size=300), seed=0)
+    assert min(given) == LOOKED_AT < 300
+
+
+def test_nothing_is_left_hanging_on_the_encoder(tiny: EncoderSettings, images: Tensor) -> None:
+    method = simsiam(tiny)
+    pretrain(method, images, settings=but(SETTINGS, epochs=1), seed=0)
+    nn.init.constant_(method.predictor[0].weight, float("nan"))  # type: ignore[index]
+    with pytest.raises(Diverged):
+        pretrain(method, images, settings=but(SETTINGS, epochs=1), seed=0)
+    assert not method.encoder.backbone._forward_hooks
+
+
+def test_a_training_that_goes_on_is_judged_by_all_its_records(
+    tiny: EncoderSettings, images: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The highest rank may have been seen before it was cut short."""
+    monkeypatch.setattr("simsiam.engine.SAVE_EVERY", -1.0)
+    monkeypatch.setattr("simsiam.engine.LOOK_EVERY", 1)
+    judged: list[list[float]] = []
+    killed, steps = simsiam(tiny), []
+
+    def of_run(records: list[Record], *of: object) -> str:
+        judged.append([record["step"] for record in records])
+        return "healthy"
+
+    monkeypatch.setattr(collapse, "of_run", of_run)
+
+    def stop(module: nn.Module, inputs: object) -> None:
+        steps.append(1)
+        if len(steps) == 15:
+            raise RuntimeError("killed")
+
+    killed.register_forward_pre_hook(stop)
+    train = partial(pretrain, settings=but(SETTINGS, epochs=4), seed=0, store_for=lambda _: nullcontext(Store(tmp_path)))
+    with pytest.raises(RuntimeError, match="killed"):
+        train(killed, images)
+    train(simsiam(tiny), images)
+    assert judged == [[6], [6, 12], [6, 12, 18], [6, 12, 18, 24]]
