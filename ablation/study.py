@@ -244,7 +244,8 @@ def numbers(points: Points, params: Params) -> pd.DataFrame:
         row: dict[str, Any] = {"point": point, "changes": changes, "role": role(results[0]), "seeds": len(results)}
         for key in COLUMNS:
             row |= means(results, key)
-        row["verdict"] = ", ".join(v + f" ({verdicts.count(v)})" * (len(set(verdicts)) > 1) for v in dict.fromkeys(verdicts))
+        told = [v + f" ({verdicts.count(v)})" * (len(set(verdicts)) > 1) for v in dict.fromkeys(verdicts)]
+        row["verdict"] = ", ".join(told) or None
         row["stale"] = "; ".join(dict.fromkeys(found.stale for found in results if found.stale)) or None
         rows.append(row)
     return pd.DataFrame(rows)

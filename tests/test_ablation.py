@@ -20,9 +20,9 @@ from ablation import patches
 from ablation.compare import Estimate, contrast, difference
 from ablation.figures import accuracy_figure, looks_figure, maps_figure
 from ablation.lind_bosch_hu.claims import CLAIMS, Grid, grid_of, judged
-from ablation.point import RESULTS, made_with, relevant, work
+from ablation.point import RESULTS, made_with, relevant, run_point, work
 from ablation.results import ARRAYS, MAPPED, NETWORKS, PATCHES, SOME, SPACES, Found, flat, read_one
-from ablation.study import axis_of, cka, published, study
+from ablation.study import COLUMNS, axis_of, cka, published, study
 from simsiam.errors import UserError
 from simsiam.files import read_npz, write_json, write_npz
 from simsiam.images import ImageSet
@@ -31,8 +31,10 @@ from simsiam.networks import ResNet
 from simsiam.plots import COLOURS
 from simsiam.settings import load, load_point
 from stages.common import load_images
+from stages.report import read_study
 from tests.clones import ROOT
 from tests.some import cifar_500
+from tests.through import QUICK
 
 TEST_IMAGES = 403  # no multiple of 8
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -909,3 +911,42 @@ def test_equal_seconds_are_equal_work() -> None:
         if longer:
             assert work[f"simsiam_{name}s_seconds"] == pytest.approx(work[name], rel=0.08)
     assert all(of.chosen.pretrain.knn == 1000 for of in given.values())
+
+
+def test_a_study_of_methods_from_the_images_to_the_page(
+    tmp_path: Path, cifar: ImageSet, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real stages, with an encoder that takes seconds."""
+    yaml = YAML()
+    params = yaml.load(ROOT / "params.yaml")
+    quicker = {f"recipes.laptop.{stage}.batch_size": 64 for stage in ("pretrain", "finetune")} | {"project.points": 50}
+    for key, value in (QUICK | quicker).items():
+        put(params, key, value)
+    small = {"method": "simsiam", "recipes.laptop.pretrain.knn": 40}
+    points = {"simsiam": small, "supervised": small | {"method": "supervised"}}
+    params["ablation"]["points"] = points
+    defined = load(ROOT / "params.yaml").ablation.studies["methods"]
+    params["ablation"]["studies"] = {"methods": {"points": list(points), "seeds": [0], "stages": defined.stages}}
+    yaml.dump(params, tmp_path / "params.yaml")
+    cifar.save(tmp_path / "data/images.npz")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # where the stages of a point look for the images that points share
+    for point in points:
+        run_point(point, 0, list(defined.stages))
+    dictionary(tmp_path, 0, 0.6)
+    capsys.readouterr()
+    study(tmp_path)
+    told = capsys.readouterr().err
+    assert "could not be drawn" not in told and "made with other" not in told
+    page = json.loads((tmp_path / "reports/study/methods/study.json").read_text())
+    assert list(page["tables"]) == ["table", "cka", "published"]
+    assert list(page["figures"]) == ["accuracy", "learning", "looks", "spectra", "maps"] and page["missing"] == []
+    table = table_of(tmp_path, "methods", "table", "point")
+    assert list(table.index) == ["simsiam", "supervised", PATCHES]
+    numbers = [name for name in COLUMNS if "." in name and "1%" not in name]  # 1 % of 400 labels are too few
+    assert table.loc[["simsiam", "supervised"], numbers].notna().all(axis=None)
+    looks = read_one(tmp_path / RESULTS / "simsiam/0", {}).looks()
+    assert looks.shape == (2, 2) and (np.diff(looks[:, 0]) > 0).all() and ((looks[:, 1] >= 0) & (looks[:, 1] <= 1)).all()
+    alike = table_of(tmp_path, "methods", "cka", "point")
+    assert 0 < alike.loc["simsiam", "supervised"] == alike.loc["supervised", "simsiam"] < 1
+    read_study(tmp_path / "reports/study/methods/study.json")
