@@ -67,7 +67,7 @@ def note_figure(text: str) -> Figure:
 
 
 def curves_figure(pretraining: pd.DataFrame, finetuning: dict[str, pd.DataFrame]) -> Figure:
-    """Loss, spread and rank of the latent over the epochs of pretraining; top-1 of fine-tuning, by what it started from.
+    """Loss, spread and ranks over the epochs of pretraining; top-1 of fine-tuning, by what it started from.
 
     Where training images were held out while it pretrained, their kNN top-1, too.
     """
@@ -78,13 +78,17 @@ def curves_figure(pretraining: pd.DataFrame, finetuning: dict[str, pd.DataFrame]
     for axes, column, title, label in (
         (loss, "loss", "Pretraining: loss", "loss"),
         (spread, "z_std", "Pretraining: spread of the latent", "z_std (1 even, 0 a point)"),
-        (rank, "rankme", "Pretraining: directions in use, of the last batch's latents", "RankMe"),
     ):
         axes.plot(pretraining["epoch"], pretraining[column], marker=".", markersize=4, color=COLOURS[0])
         axes.set(title=title, xlabel="epoch", ylabel=label, xlim=(0, None))
     spread.axhline(1, color="#717581", linestyle="--", linewidth=1)
     spread.set_ylim(0, max(1.1, float(pretraining["z_std"].max()) * 1.05))
-    rank.set_ylim(0, 1.1 * float(pretraining["rankme"].max()))
+    for space, column in (("backbone", "backbone_rankme"), ("latent", "rankme")):
+        name, colour, line = SPACES[space]
+        rank.plot(pretraining["epoch"], pretraining[column], line, marker=".", markersize=4, color=colour, label=name)
+    rank.set(title="Pretraining: directions in use, of the last batch", xlabel="epoch", ylabel="RankMe", xlim=(0, None))
+    rank.set_ylim(0, 1.1 * float(pretraining[["rankme", "backbone_rankme"]].to_numpy().max()))
+    rank.legend(frameon=False)
     if len(looked):
         panels["K"].plot(looked["epoch"], looked["knn"], marker=".", markersize=4, color=COLOURS[0])
         panels["K"].set(title="Pretraining: kNN of held-out training images", xlabel="epoch", ylabel="top-1", xlim=(0, None))

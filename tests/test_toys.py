@@ -227,6 +227,8 @@ def test_both_outputs_are_explained_at_28_pixels(done: Path) -> None:
 def test_the_page_is_of_the_toys(done: Path) -> None:
     page = (done / "reports/index.html").read_text()
     assert "Toys" in page and "50.0%" in page  # the chance of two classes
+    for measure in ("explained_auc", "alignment", "uniformity"):
+        assert all(f'<td class="n">{value:.3f}</td>' in page for value in metrics(done, "embed")[measure].values())
     for word in ("airplane", "automobile", "CIFAR", "10,000", "12.2"):
         assert word not in page, word
 
