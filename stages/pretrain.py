@@ -30,8 +30,6 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
     settings = fitting.say("pretrain", recipe.pretrain, fitting.pretrain(recipe.pretrain, images), these)
     model = fitting.say("pretrain", recipe.model, fitting.model(recipe.model, images), these)
     method, pixels = build(params, images.normalisation, model), to_tensor(images.x_pretrain, device)
-    if parallel.size() == 1:
-        print(f"pretrain: {foretold(method, pixels, images, settings, params)}", file=sys.stderr)
     about = {
         "method": params.method,
         "code": code.digest(type(method).__module__, NO_ARITHMETIC),  # which the training loop does not import
@@ -44,6 +42,8 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
         write_csv(root / "reports/curves/pretrain.csv", records)
 
     with parallel.joined(device):
+        if parallel.size() == 1:
+            print(f"pretrain: {foretold(method, pixels, images, settings, params)}", file=sys.stderr)
         result = train_method(
             method,
             pixels,
