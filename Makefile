@@ -2,6 +2,7 @@
 # make test               set up .venv and pass the tests
 # make bench              throughput beside other libraries and in other arithmetic (about half an hour)
 # make soak              kill trainings at random moments and fail every write, and see that nothing is lost (long)
+# make test-cluster       run docs/cluster.md, line by line, on a Slurm of its own, and kill what runs there (long)
 # make clean-checkpoints  show what the checkpoint store holds, and free it
 #
 # Another Python: make PYTHON=python3.12 repro. Another build of torch: UV_TORCH_BACKEND=cpu make repro (or cu126, ...).
@@ -14,7 +15,7 @@ export PIP_USER := 0
 # Bytecode is written even where the environment forbids it: every stage is a process that imports torch.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help repro test bench soak clean-checkpoints repository
+.PHONY: help repro test bench soak test-cluster clean-checkpoints repository
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -40,6 +41,9 @@ bench: repository .venv/installed
 soak: repository .venv/installed
 	python -m tests.soak
 	python -m tests.faults
+
+test-cluster: repository .venv/installed
+	python -m tests.cluster
 
 clean-checkpoints: .venv/installed
 	python -m stages.checkpoints --free

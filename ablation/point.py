@@ -24,7 +24,7 @@ from simsiam.images.sources import fingerprint
 from simsiam.machine import machine
 from simsiam.methods import options
 from simsiam.settings import Params, load, load_point
-from stages.common import Stage, load_images, plainly, run
+from stages.common import Stage, alone, load_images, plainly, run
 from stages.download import download
 from stages.embed import embed
 from stages.explain import explain
@@ -160,6 +160,7 @@ def run_all(name: str | None = None, seed: int | None = None, *, only_list: bool
 
     What is wrong with one stops no other. Raises UserError, at the end, that names those that failed.
     """
+    alone("a point")
     points, failed = work(load(Path("params.yaml"))), []
     if name not in (None, *points):
         raise UserError(f"params.yaml: ablation.points has no {name}: it has {', '.join(points)}")

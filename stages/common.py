@@ -37,9 +37,15 @@ def main(stage: Stage, *, resumes: bool = False, joins: bool = False) -> None:
     options = vars(parser.parse_args())
     root, changes = options.pop("root"), options.pop("changes")
     with plainly(name):
-        if not joins and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError(f"{name} is for one process: run it without torchrun")
+        if not joins:
+            alone(name)
         run(stage, load(Path("params.yaml"), changes), root, **options)
+
+
+def alone(name: str) -> None:
+    """Raises UserError where `torchrun` started several of this program: they would wait for each other for ever."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{name} is for one process: run it without torchrun")
 
 
 def run(stage: Stage, params: Params, root: Path, **options: Any) -> None:

@@ -48,8 +48,6 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
         look = knn_look(pixels, images.y_train, kept, held, params.seed)
         others = torch.from_numpy(np.delete(np.arange(len(pixels)), held)).to(device)
         pixels, labels = pixels[others], labels[others] if labels is not None else None
-    if parallel.size() == 1:
-        print(f"pretrain: {foretold(method, pixels, labels, images, settings, params)}", file=sys.stderr)
     about = {
         "method": params.method,
         "code": code.digest(type(method).__module__, NO_ARITHMETIC),  # which the training loop does not import
@@ -62,6 +60,8 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
         write_csv(root / "reports/curves/pretrain.csv", records)
 
     with parallel.joined(device):
+        if parallel.size() == 1:
+            print(f"pretrain: {foretold(method, pixels, labels, images, settings, params)}", file=sys.stderr)
         result = train_method(
             method,
             pixels,

@@ -119,7 +119,8 @@ def precious(tmp_path: Path) -> Path:
 
 
 def test_make_alone_prints_the_targets(clone: Clone) -> None:
-    assert [line.split()[1] for line in clone.make().splitlines()] == ["repro", "test", "bench", "soak", "clean-checkpoints"]
+    targets = ["repro", "test", "bench", "soak", "test-cluster", "clean-checkpoints"]
+    assert [line.split()[1] for line in clone.make().splitlines()] == targets
     assert not (clone.at / ".venv").exists()
 
 
