@@ -26,6 +26,7 @@ from simsiam.engine import (
     Recorded,
     Result,
     StoreFor,
+    _parameter_groups,
     arithmetic,
     resolve_compile,
     resolve_precision,
@@ -155,6 +156,8 @@ def test_parts_with_learning_rates_of_their_own() -> None:
     assert falling == pytest.approx([0.1 * cosine(n, 8) for n in range(7)], abs=1e-6)
     assert faster == pytest.approx([cosine(n, 8) for n in range(7)], abs=1e-5)
     assert still == [0.0] * 7
+    groups = [[id(parameter) for parameter in group["params"]] for group in _parameter_groups(model, own)]
+    assert groups == [[id(model.falling)], [id(model.constant.weight)], [id(model.faster.weight)]]
 
 
 def test_what_follows_a_step_is_told_how_much_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
