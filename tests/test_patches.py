@@ -148,6 +148,8 @@ def test_the_seed_decides(images: Tensor, dictionary: Dictionary) -> None:
     assert all(torch.equal(a, b) for a, b in zip(again, dictionary, strict=True))
     assert not torch.allclose(other.centroids, dictionary.centroids, atol=0.1)
     assert not torch.equal(other.mean, dictionary.mean)
+    white = torch.from_numpy(rng().normal(size=(100, 6))).float()
+    assert not torch.equal(*(patches.spherical_kmeans(white, 5, seed) for seed in (0, 1)))
 
 
 def test_brightness_changes_nothing(dictionary: Dictionary, images: Tensor) -> None:
@@ -186,6 +188,12 @@ def test_larger_images_are_made_smaller(dictionary: Dictionary, side: int) -> No
         learn(noise(4, side), centroids=3, patches=1000, seed=0).mean,
         learn(patches.shrink(noise(4, side)), centroids=3, patches=1000, seed=0).mean,
     )
+
+
+def test_what_is_too_fine_for_a_smaller_image_becomes_grey() -> None:
+    board = (torch.arange(160)[:, None] + torch.arange(160)) % 2 * 255
+    small = patches.shrink(board.byte().expand(1, 3, 160, 160)).float()
+    assert (small - 127.5).abs().max() < 10
 
 
 @pytest.mark.parametrize("value", [0, 255])
@@ -249,6 +257,7 @@ def test_the_control_leaves_what_it_measured(params: Params, root: Path, cifar: 
     assert found["embed"]["knn_standardised"]["patches"] == pytest.approx(knn(*standard), abs=0.011)
     few = found["linear_eval"]["few_labels"]  # 1 % of 40 images of a class are none
     assert list(few) == ["25%"] and 0.1 < few["25%"]["patches"]["top1"] < linear["top1"] + 0.1
+    assert few["25%"]["patches"]["sd"] > 0  # each draw takes other images
 
 
 def test_it_is_made_once_and_anew_where_something_else_is_asked_for(
