@@ -53,6 +53,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmdParameters=config_overrides
 SlurmdTimeout=10
+MinJobAge=86400
 ReturnToService=2
 RequeueExit=137
 ProctrackType=proctrack/linuxproc
@@ -246,7 +247,7 @@ def study(folder: Path, first: Path) -> None:
     assert files == {path: path.stat().st_mtime_ns for path in (first / "ablation/results").rglob("*.*")}
     tables = run("bash", "-euc", TABLES, at=first).stderr
     told = [line for line in tables.splitlines() if line.startswith("study some")]
-    assert told == ["study some: in reports/study/some/"], tables  # none is missing, or was made with something else
+    assert told == ["study some: in reports/study/some/"], tables  # and nothing of missing points or other machines
     print("study: the same array again made nothing anew, and the tables are of all points", flush=True)
 
 
@@ -339,9 +340,10 @@ def main() -> None:
     """Start Slurm, and prove every promise."""
     parser = ArgumentParser(prog="python -m tests.cluster", description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": "1", "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
-    if missing := [name for name in PROGRAMS if not shutil.which(name)]:
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    if missing := [name for name in PROGRAMS if not shutil.which(name, path=path)]:
         sys.exit(f"make test-cluster needs Slurm, and there is no {', '.join(missing)}; on Debian: {NEEDS}")
+    os.environ |= {"OMP_NUM_THREADS": "1", "PATH": path}
     ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: what Slurm's daemons leave behind is ours, and so is ended
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as name:
