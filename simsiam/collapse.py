@@ -23,6 +23,7 @@ NEARLY = {"dim": 32, "rankme": 3.0, "first_share": 0.75}  # or, from so many dim
 ALIKE = 0.04  # loss less than this above the lowest that the method has, and a latent that is neither
 LOST = 0.5  # RankMe of the backbone's features below this share of what it was
 RECORDS = 3  # that are judged together
+JUDGED = ("loss", "z_std", "first_share", "rankme", "backbone_rankme")
 
 
 def z_std(z: Tensor) -> Tensor:
@@ -126,8 +127,8 @@ def words(verdict: Verdict, records: Sequence[Mapping[str, float]], *, stop_grad
 
 
 def _median(records: Sequence[Mapping[str, float]], end: int) -> dict[str, float]:
-    """The median of each column over the three records before `end`."""
-    return {name: median(record[name] for record in records[end - RECORDS : end]) for name in records[0]}
+    """The median of what is judged over the three records before `end`."""
+    return {name: median(record[name] for record in records[end - RECORDS : end]) for name in JUDGED}
 
 
 def _eigenvalues(x: Tensor) -> Tensor:
