@@ -94,6 +94,12 @@ def test_the_readme_says_what_the_committed_runs_found() -> None:
     ):
         both = [[100 * reduce(getitem, each.split("."), found[stage]) for found in of_digits] for each in (key, control)]
         expected.append(" and ".join(f"{np.mean(of):.1f} ± {np.std(of, ddof=1):.1f} %" for of in both))
+    patches = committed("ablation/results/patches/0")
+    few = patches["linear_eval"]["few_labels"]["1%"]["patches"]
+    expected.append(
+        f"linear {100 * patches['linear_eval']['patches']['top1']:.1f} %, linear with 1 % of the labels "
+        f"{100 * few['top1']:.1f} ± {100 * few['sd']:.1f} %, kNN {100 * patches['embed']['knn']['patches']:.1f} %"
+    )
     loops = {"ours": "", "bare": "ours/bare", "lightly": "ours/lightly", "plain": "ours/plain"}
     for file, form in (("throughput", ".3g"), ("throughput_h200", ".0f")):
         models = committed(f"reports/benchmarks/{file}")["models"].values()
