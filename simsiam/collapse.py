@@ -89,7 +89,13 @@ def of_run(records: Sequence[Mapping[str, float]], dim: int, lowest_loss: float 
 
     One batch may say anything, at d = 2 most of all. Fewer than three records say nothing yet, which counts as healthy.
     Where `judge` finds nothing, "losing rank" is RankMe of the backbone's features below half of the highest that such a
-    median has had in the run, with a lower loss than there.
+    median has had in the run, with a lower loss than there: the partial collapse that Li, Efros & Pathak (ECCV 2022) found.
+
+    That share was chosen on seven trainings of the `laptop` network on CIFAR-10, 1,200 to 3,400 steps. The lowest that it
+    came to was .94 at d = 2048 and rates of .2 to .8 (10,000 images), .79 at d = 512 and .57 at d = 2, rate .4 (44,000). At
+    rates of .8 and 1.6, d = 512, it came to .36 and .19; RankMe of held-out images was 18 and 5.5 at the end instead of 65,
+    while z_std was .72 and .74 and the loss as low as elsewhere. The latent's own rank does not tell them apart: it fell to
+    .31 of its highest at d = 512, rate .4, to .20 and .29 in these.
     """
     if len(records) < RECORDS:
         return "healthy"

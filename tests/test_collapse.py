@@ -187,6 +187,39 @@ def test_a_collapse_that_is_worse_comes_before_a_loss_of_rank() -> None:
     assert collapse.of_run(records, 8, -1.0) == "collapsed onto one direction"
 
 
+# Trainings of the `laptop` network on CIFAR-10: RankMe of the backbone and loss, in every second or third record.
+SEEN: dict[str, tuple[list[float], list[float], int | None]] = {
+    "d = 2, rate .4, 10 epochs": (
+        [24.81, 25.07, 22.59, 21.09, 22.41, 21.07, 21.53, 20.46, 18.35, 19.59, 18.06, 17.54, 15.32, 17.49, 17.73, 17.42],
+        [-0.45, -0.56, -0.65, -0.63, -0.64, -0.61, -0.63, -0.66, -0.63, -0.66, -0.65, -0.57, -0.75, -0.72, -0.70, -0.69],
+        None,
+    ),
+    "d = 2048, rate .8, 16 epochs of 10,000 images": (
+        [32.95, 39.71, 40.55, 40.03, 41.63, 42.03, 46.72, 40.34, 41.95, 43.65, 42.89, 44.49, 44.95, 47.01, 45.46, 47.30],
+        [-0.54, -0.62, -0.67, -0.71, -0.73, -0.76, -0.75, -0.77, -0.78, -0.78, -0.80, -0.80, -0.80, -0.81, -0.81, -0.81],
+        None,
+    ),
+    "d = 512, rate .8, 8 epochs": (
+        [35.22, 37.42, 35.40, 30.90, 29.46, 21.98, 18.37, 17.20, 15.53, 14.56, 13.48, 14.24, 13.86, 13.82, 14.24, 14.93],
+        [-0.46, -0.64, -0.73, -0.75, -0.74, -0.78, -0.77, -0.76, -0.74, -0.77, -0.79, -0.78, -0.80, -0.80, -0.82, -0.83],
+        8,
+    ),
+    "d = 512, rate 1.6, 6 epochs": (
+        [38.05, 32.67, 16.98, 17.14, 14.68, 13.64, 11.76, 8.27, 9.06, 8.18, 7.86, 6.53, 6.76, 7.04, 6.84, 6.68],
+        [-0.45, -0.56, -0.64, -0.63, -0.67, -0.65, -0.68, -0.70, -0.73, -0.77, -0.76, -0.79, -0.81, -0.80, -0.80, -0.81],
+        5,
+    ),
+}
+
+
+@pytest.mark.parametrize("run", SEEN)
+def test_ranks_seen_in_training(run: str) -> None:
+    """Healthy, or losing rank from some record on to the end."""
+    ranks, losses, since = SEEN[run]
+    since = len(ranks) if since is None else since
+    assert verdicts(ranks, losses) == ["healthy"] * since + ["losing rank"] * (len(ranks) - since)
+
+
 def test_words() -> None:
     records = [record(64, -0.2)] * 3 + [record(22, -0.985, z_std=0.05, first_share=0.99, rankme=1.2)] * 3
     for verdict in ("collapsed to a point", "collapsed onto one direction"):
