@@ -20,7 +20,7 @@ from simsiam.errors import UserError
 from simsiam.files import locked, read_json, write_json
 from simsiam.images import Floats, ImageSet, to_tensor
 from simsiam.machine import machine
-from simsiam.metrics import accuracies, knn_scores, nearest, top_k
+from simsiam.metrics import accuracies, knn_top1
 from simsiam.patches import extract, learn
 from simsiam.probe import linear_probe
 from simsiam.settings import Params, load, percent
@@ -48,9 +48,8 @@ def patches(params: Params, images: ImageSet) -> Metrics:
     probe = linear_probe(train, labels, held_out=linear.held_out, **common)
 
     def knn(bank: Floats, queries: Floats) -> float:
-        similarities, indices = nearest(bank, queries, near.knn_k)
-        votes = knn_scores(similarities, labels[indices], len(images.classes), temperature=near.knn_temperature)
-        return top_k(votes, images.y_test, 1)
+        votes = {"classes": len(images.classes), "k": near.knn_k, "temperature": near.knn_temperature}
+        return knn_top1(bank, labels, queries, images.y_test, **votes)
 
     scaler = StandardScaler().fit(train)
     return {

@@ -9,7 +9,7 @@ from simsiam import fitting
 from simsiam.engine import Diverged, pick_device
 from simsiam.features import extract
 from simsiam.images import TEST, TRAIN, UNLABELLED, ImageSet, split, to_tensor
-from simsiam.metrics import knn_scores, nearest, rankme, top_k
+from simsiam.metrics import knn_top1, rankme, top_k
 from simsiam.networks import load_encoder
 from simsiam.probe import linear_probe
 from simsiam.settings import Params
@@ -46,11 +46,10 @@ def trial(params: Params, images: ImageSet, held_out: int, scratch: Path) -> dic
         name="trial, backbone",
     )
     voters = fitting.embed(params.embed, apart)
-    similarities, indices = nearest(kept, held, voters.knn_k)
-    votes = knn_scores(similarities, apart.y_train[indices], len(apart.classes), temperature=voters.knn_temperature)
+    votes = {"classes": len(apart.classes), "k": voters.knn_k, "temperature": voters.knn_temperature}
     return {
         "linear": top_k(probe.scores(held), apart.y_test, 1),
-        "knn": top_k(votes, apart.y_test, 1),
+        "knn": knn_top1(kept, apart.y_train, held, apart.y_test, **votes),
         "rankme": rankme(held),
         **{name: trained[name] for name in ("z_std", "verdict", "seconds")},
     }

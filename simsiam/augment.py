@@ -3,11 +3,13 @@
 Every sample gets its own crop, flip, colours and blur. All random numbers are drawn first, on the CPU, from the generator
 handed in; the operations are then pure functions of images and parameters, on whatever device the images are. Given
 the same parameters each operation equals torchvision's functional one on float images (tests/test_augment.py). One
-thing differs from torchvision's ColorJitter: the order of its four operations is drawn per batch, not per image.
+thing differs from torchvision's ColorJitter: the order of its four operations is not drawn per image, but once for a batch
+and all of its views that have the same settings.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Generator, Tensor
@@ -34,7 +36,12 @@ def random_views(images: Tensor, generator: Generator, views: Sequence[Augment])
     Returns for each of `views` (N, 3, view_size, view_size) float32 in [0, 1], channels_last.
     """
     pictures, (n, _, size, _) = images.float().div_(255), images.shape
-    return [make_view(pictures, draw(n, size, generator, settings), settings) for settings in views]
+    made: list[Tensor] = []
+    for settings, alike in groupby(views):  # those that are alike at once: fewer and larger operations
+        count = len(list(alike))
+        drawn = draw(count * n, size, generator, settings)
+        made += make_view(pictures.repeat(count, 1, 1, 1), drawn, settings).split(n)
+    return made
 
 
 def words(settings: Augment) -> str:

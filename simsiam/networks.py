@@ -18,6 +18,7 @@ from simsiam.errors import UserError
 from simsiam.settings import EncoderSettings
 
 BLOCKS_PER_STAGE = {10: 1, 18: 2}  # depth -> basic blocks in each of the four stages
+FIRST_KERNEL = {"imagenet": 7, "cifar": 3, "strided": 3}  # stem -> side of the first convolution's filters
 Space = Literal["backbone", "latent"]  # an encoder's two outputs
 
 
@@ -72,7 +73,8 @@ class ResNet(nn.Module):
     """Images (N, 3, H, W) in [0, 1] -> pooled features (N, 8 * width), non-negative.
 
     It standardises the channels itself, so callers always hand over plain images. Initialised as torchvision's, with
-    zero as the last BatchNorm weight of each block, so that a block starts as its shortcut.
+    zero as the last BatchNorm weight of each block, so that a block starts as its shortcut; the first convolution with the
+    settings' own filters, where there are some.
     """
 
     mean: Tensor
@@ -103,6 +105,9 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, BasicBlock):
                 nn.init.zeros_(module.bn2.weight)
+        if settings.filters:
+            filters = torch.tensor(settings.filters).view(-1, *first.weight.shape[1:])[:width]
+            first.weight.data[: len(filters)] = filters
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.layers((images - self.mean) / self.std)

@@ -82,7 +82,7 @@ def pretrain(
     def watch(record: Record) -> Record:
         extra = collapse.spread(latest[0][:LOOKED_AT]) | {"backbone_rankme": collapse.rankme(features[0][:LOOKED_AT])}
         seen.append(record | extra)
-        verdict = collapse.of_run(seen, latest[0].shape[1], method.lowest_loss)
+        verdict = collapse.of_run(seen, latest[0].shape[1], method.lowest_loss, labelled=method.labelled)
         if verdict not in ("healthy", *told):
             told.append(verdict)
             words = collapse.words(verdict, seen, stop_gradient=method.stop_gradient)

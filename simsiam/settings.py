@@ -51,6 +51,7 @@ class Model(Section):
     # Channels of the first stage; the pooled features have 8 times as many. Below 8, torch 2.14.1 leaves the gradient of a
     # strided 1x1 convolution in channels_last unset on the CPU.
     width: Annotated[int, Field(ge=8, le=1024)]
+    first_filters: Literal["random", "whitening"]  # what the first convolution starts with (`simsiam.whitening`)
     normalisation: Literal["data", "half"]  # the images' own mean and deviation, or .5 and .5
     projector_layers: Annotated[int, Field(ge=1, le=10)]
     projector_hidden: Annotated[int, Field(ge=1, le=16_384)]
@@ -61,7 +62,9 @@ class Model(Section):
 class EncoderSettings(Model):
     """All that it takes to build an encoder again."""
 
-    hidden_norm: bool = True  # of files from before there was a choice
+    hidden_norm: bool = True  # these two: of files from before there was a choice
+    first_filters: Literal["random", "whitening"] = "random"
+    filters: tuple[float, ...] = ()  # of the first convolution, one (3, k, k) after another: the other channels' are random
     latent_dim: int
     seed: int  # of the initial weights
     mean: tuple[float, ...]  # of each channel, which the network subtracts

@@ -76,7 +76,8 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
         if parallel.rank() > 0:
             return None
     save_encoder(root / "models/encoder.pt", method.encoder)
-    last, verdict = result.records[-1], collapse.of_run(result.records, params.latent_dim, method.lowest_loss)
+    last = result.records[-1]
+    verdict = collapse.of_run(result.records, params.latent_dim, method.lowest_loss, labelled=method.labelled)
     warning = ""
     if verdict != "healthy":
         warning = collapse.words(verdict, result.records, stop_gradient=method.stop_gradient)

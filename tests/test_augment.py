@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.v2.functional as reference
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
@@ -122,12 +123,24 @@ def test_views_come_from_the_generator_alone(images: Tensor) -> None:
     settings = but(COLOURFUL, view_size=24, blur=0.5)
     state = torch.get_rng_state()
     one, two = random_views(images[:50], generator(1), [settings, settings])
-    assert torch.equal(one, random_views(images[:50], generator(1), [settings])[0])
+    again = random_views(images[:50], generator(1), [settings, settings])
+    assert torch.equal(one, again[0]) and torch.equal(two, again[1])
     assert not torch.equal(one, two)
     assert not torch.equal(one, random_views(images[:50], generator(2), [settings])[0])
     assert torch.equal(state, torch.get_rng_state())
     assert one.shape == (50, 3, 24, 24) and float(one.min()) >= 0 and float(one.max()) <= 1
     assert one.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_each_of_the_views_has_the_settings_and_the_image_in_its_place(images: Tensor) -> None:
+    """Those that are alike are made at once."""
+    small = but(PLAIN, view_size=16)
+    some = images[:20]
+    plain, other, little, last = random_views(some, generator(), [PLAIN, PLAIN, small, but(PLAIN, grey=1.0)])
+    torch.testing.assert_close(plain, some.float() / 255, atol=1e-6, rtol=0)
+    assert torch.equal(plain, other) and little.shape == (20, 3, 16, 16)
+    torch.testing.assert_close(little, F.interpolate(plain, 16, mode="bilinear", antialias=True))
+    assert torch.equal(last[:, 0], last[:, 2]) and not torch.equal(plain[:, 0], plain[:, 2])
 
 
 def test_every_image_gets_its_own_parameters(images: Tensor) -> None:

@@ -16,8 +16,9 @@ from simsiam.methods.simsiam import SimSiam
 from simsiam.methods.supervised import Supervised
 from simsiam.methods.swav import SwAV
 from simsiam.methods.vicreg import VICReg
-from simsiam.networks import Encoder
+from simsiam.networks import FIRST_KERNEL, Encoder
 from simsiam.settings import EncoderSettings, Model, Params, Recipes, checked
+from simsiam.whitening import whitening
 
 METHODS: dict[str, type[Method]] = {
     "simsiam": SimSiam,
@@ -75,5 +76,7 @@ def build(params: Params, images: ImageSet, model: Model | None = None) -> Metho
         raise UserError(f"params.yaml: method is {params.method}, which learns from labels, and these images have none")
     model = model or params.chosen.model
     mean, std = images.normalisation if model.normalisation == "data" else ((0.5,) * 3, (0.5,) * 3)
-    settings = EncoderSettings(**dict(model), latent_dim=params.latent_dim, seed=params.seed, mean=mean, std=std)
+    filters = whitening(images.x_pretrain, mean, std, FIRST_KERNEL[model.stem]) if model.first_filters == "whitening" else ()
+    of_images = {"mean": mean, "std": std, "filters": filters}
+    settings = EncoderSettings(**dict(model), **of_images, latent_dim=params.latent_dim, seed=params.seed)
     return method(Encoder(settings), own)
