@@ -151,7 +151,7 @@ def test_what_is_replayed_is_what_was_recorded(name: str, tiny: EncoderSettings,
         torch.testing.assert_close(mine, plain, atol=1e-3, rtol=1e-3, msg=key)
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("name", ["simsiam", "supervised"])  # half a minute each
 def test_a_compiled_training_is_the_same_training(name: str, tiny: EncoderSettings, images: Tensor) -> None:
     pixels, losses = images.to(pick_device()), []
     for word in ("never", "always"):
