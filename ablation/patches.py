@@ -48,7 +48,7 @@ def patches(params: Params, images: ImageSet) -> Metrics:
     probe = linear_probe(train, labels, held_out=linear.held_out, **common)
 
     def knn(bank: Floats, queries: Floats) -> float:
-        votes = {"classes": len(images.classes), "k": near.knn_k, "temperature": near.knn_temperature}
+        votes: dict[str, Any] = {"classes": len(images.classes), "k": near.knn_k, "temperature": near.knn_temperature}
         return knn_top1(bank, labels, queries, images.y_test, **votes)
 
     scaler = StandardScaler().fit(train)

@@ -29,12 +29,12 @@ COLUMNS = ("linear", "knn", "rankme", "z_std", "verdict", "seconds", "failed", "
 
 
 def search(root: Path, images: ImageSet, lines: list[str]) -> None:
-    """Run a trial for each line that is not in the recipe's file yet. Raises UserError for what is wrong with any of them."""
+    """Run a trial for each line that is not in the recipe's file yet. Raises UserError for what is wrong with any line."""
     trials: dict[str, Params] = {}
     for line in lines:
-        if changes := line.split():
-            trials[" ".join(changes)] = load(root / "params.yaml", changes)
-            options(trials[" ".join(changes)])
+        if words := line.split():
+            trials[" ".join(words)] = load(root / "params.yaml", words)
+            options(trials[" ".join(words)])
     for changes, params in trials.items():
         path = root / RESULTS / f"{params.recipe}.csv"
         if changes in [row["changes"] for row in rows(path)]:

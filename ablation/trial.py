@@ -46,7 +46,7 @@ def trial(params: Params, images: ImageSet, held_out: int, scratch: Path) -> dic
         name="trial, backbone",
     )
     voters = fitting.embed(params.embed, apart)
-    votes = {"classes": len(apart.classes), "k": voters.knn_k, "temperature": voters.knn_temperature}
+    votes: dict[str, Any] = {"classes": len(apart.classes), "k": voters.knn_k, "temperature": voters.knn_temperature}
     return {
         "linear": top_k(probe.scores(held), apart.y_test, 1),
         "knn": knn_top1(kept, apart.y_train, held, apart.y_test, **votes),

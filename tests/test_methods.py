@@ -38,7 +38,7 @@ def params(**changes: Any) -> Params:
 def test_options_are_of_the_chosen_recipe_and_method() -> None:
     ours = options(params())
     assert isinstance(ours, SimSiamOptions)
-    assert (ours.stop_gradient, ours.predictor_hidden, ours.predictor_lr) == (True, None, "cosine")
+    assert (ours.stop_gradient, ours.predictor_hidden, ours.predictor_lr) == (True, 512, "constant")
     assert not options(params(stop_gradient="false")).stop_gradient
     assert options(params(recipe="report")).predictor_hidden == 128  # Lind, Bosch & Hu
     assert options(params(recipe="report")).predictor_lr == "cosine"  # which only base says
@@ -165,10 +165,10 @@ def test_a_learning_rate_of_its_own(root: Path, capsys: pytest.CaptureFixture[st
         return metrics["settings"][0]["pretrain"]
 
     theirs = settings(None)
-    assert theirs["lr"] == 0.4 and "simclr" not in capsys.readouterr().err
+    assert theirs["lr"] == 0.3 and "simclr" not in capsys.readouterr().err
     assert settings(0.2) == theirs | {"lr": 0.2}
-    assert "pretrain: lr 0.2 is that of simclr in this recipe, instead of 0.4\n" in capsys.readouterr().err
-    settings(0.4)  # the recipe's, said twice, is the same training
+    assert "pretrain: lr 0.2 is that of simclr in this recipe, instead of 0.3\n" in capsys.readouterr().err
+    settings(0.3)  # the recipe's, said twice, is the same training
     assert "going on from step 4 of 4" in capsys.readouterr().err
 
 

@@ -14,8 +14,11 @@ import torch
 from ruamel.yaml import YAML
 
 from ablation import rates as module
+from ablation import search as searching
 from ablation.rates import RESULTS, chosen, every_trial, of_now, params_of, run_all, run_trial, said
 from ablation.results import Found
+from ablation.search import COLUMNS, rows, search
+from ablation.search import RESULTS as FOUND
 from ablation.study import study
 from ablation.trial import trial, without
 from simsiam.checkpoint import store_folder
@@ -39,6 +42,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cifar: ImageSet) -> Pa
     yaml = YAML()
     content = yaml.load(tmp_path / "params.yaml")
     content["ablation"] |= {"points": {}, "studies": {}}
+    content["recipes"]["laptop"] |= {"methods": {}}
+    content["recipes"]["laptop"]["pretrain"] |= {"lr": 0.4}
     yaml.dump(content, tmp_path / "params.yaml")
     rates = {"methods": ["simsiam", "simclr"], "rates": [0.1, 0.4], "epochs": 1, "held_out": HELD_OUT, "seed": 3}
     set_params(tmp_path, ablation__rates=rates, latent_dim=8)
@@ -243,7 +248,7 @@ def put(method: str, knn: dict[float, float | None]) -> list[Found]:
     ],
 )
 def test_the_rate_with_the_best_knn_is_chosen(knn: dict[float, float | None], best: float, edge: bool) -> None:
-    params = load(ROOT / "params.yaml", ["recipes.base.methods.simclr.lr=0.2"])
+    params = load(ROOT / "params.yaml", ["recipes.laptop.methods.simclr.lr=0.2"])
     row = chosen(put("simclr", knn), params).iloc[0]
     assert (row["lr"], row["edge"], row["used"], row["differs"]) == (best, edge, 0.2, best != 0.2)
     words = said(row.to_dict(), "laptop")
@@ -276,3 +281,55 @@ def test_the_tables_are_on_the_page_and_stay_there(
     told = capsys.readouterr().err
     assert "simsiam: lr 0.4 has the best kNN (24.0%) of 2 rates, at the edge of what was tried" in told
     assert "deleted" not in told
+
+
+# Trials of any settings: ablation.search.
+GIVEN = {"linear": 0.3, "knn": 0.2, "rankme": 9.0, "z_std": 0.8, "verdict": "healthy", "seconds": 1.0}
+
+
+def test_a_line_is_a_trial_of_a_real_training(root: Path, cifar: ImageSet) -> None:
+    set_params(root, recipes__laptop__pretrain__epochs=1)
+    search(root, cifar, ["latent_dim=4", "", "  method=simclr   latent_dim=4"])
+    found = rows(root / FOUND / "laptop.csv")
+    assert [row["changes"] for row in found] == ["latent_dim=4", "method=simclr latent_dim=4"]
+    for row in found:
+        assert tuple(row) == COLUMNS and 0 < row["linear"] < 1 and 0 < row["knn"] < 1 and row["seconds"] > 0
+        assert row["failed"] != row["failed"] and row["threads"] > 0  # NaN: it did not
+
+
+def test_each_once_and_failures_too(root: Path, cifar: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Any] = []
+
+    def trial(params: Any, images: ImageSet, held_out: int, scratch: Path) -> dict[str, Any]:
+        ran.append((params.latent_dim, held_out))
+        assert scratch.is_dir()
+        return {"failed": "the loss, inf"} if params.latent_dim == 3 else dict(GIVEN)
+
+    monkeypatch.setattr(searching, "trial", trial)
+    search(root, cifar, ["latent_dim=3"])
+    search(root, cifar, ["latent_dim=4", "latent_dim=3", "latent_dim=4"])
+    assert ran == [(3, 80), (4, 80)] and searching.HELD_OUT > 80  # a fifth of the images at most
+    found = rows(root / FOUND / "laptop.csv")
+    assert found[0]["failed"] == "the loss, inf" and found[1]["knn"] == 0.2
+    assert not list((root / ".checkpoints/scratch").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("latent_dims=3", "no such key"),
+        ("latent_dim", "key=value"),
+        ("method=moco", "method"),
+        ("latent_dim=1", "latent_dim"),
+    ],
+)
+def test_what_is_wrong_with_any_line_is_said_before_hours_go_by(
+    root: Path,
+    cifar: ImageSet,
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    words: str,
+) -> None:
+    monkeypatch.setattr(searching, "trial", lambda *given: pytest.fail("a trial was run"))
+    with pytest.raises(UserError, match=words):
+        search(root, cifar, ["latent_dim=4", line])

@@ -237,12 +237,13 @@ def test_changes_from_the_command_line() -> None:
 
 
 def test_a_change_may_name_a_key_of_a_recipe_that_only_base_has(content: Any) -> None:
-    assert "momentum" not in content["recipes"]["laptop"]["pretrain"] and content["recipes"]["laptop"]["methods"] == {}
-    given = ["recipes.laptop.pretrain.momentum=0.8", "recipes.laptop.methods.simsiam.predictor_lr=constant"]
+    assert "momentum" not in content["recipes"]["laptop"]["pretrain"]
+    assert "target" not in content["recipes"]["laptop"]["methods"]["simsiam"]
+    given = ["recipes.laptop.pretrain.momentum=0.8", "recipes.laptop.methods.simsiam.target=ema"]
     params = load(PARAMS, [*given, "recipes.laptop.pretrain.augment.blur=0.25"])
     assert (params.chosen.pretrain.momentum, params.chosen.pretrain.augment.blur) == (0.8, 0.25)
     assert params.chosen.pretrain.augment.view_size == 16  # the recipe's own stays
-    assert params.chosen.methods["simsiam"] == params.recipes.base.methods["simsiam"] | {"predictor_lr": "constant"}
+    assert params.chosen.methods["simsiam"] == load(PARAMS).chosen.methods["simsiam"] | {"target": "ema"}
     assert params.recipes.paper.pretrain.momentum == 0.9
 
 

@@ -23,6 +23,10 @@ def filters_of(images: ImageSet, side: int) -> torch.Tensor:
     return torch.tensor(whitening(images.x_train, mean, std, side)).view(-1, 3, side, side)
 
 
+def first_of(encoder: Encoder) -> torch.Tensor:
+    return encoder.state_dict()["backbone.layers.0.weight"]
+
+
 @pytest.mark.parametrize("side", [3, 7])
 def test_outputs_are_uncorrelated_and_as_strong_as_the_ridge_leaves_them(cifar: ImageSet, side: int) -> None:
     """On the patches they were made of: variance v becomes v / (v + RIDGE), strongest first; then the same, negative."""
@@ -67,7 +71,7 @@ def test_an_encoder_begins_with_them_and_all_else_is_as_without(cifar: ImageSet,
         for word in ("whitening", "random")
     )
     filters = filters_of(cifar, FIRST_KERNEL[stem])
-    first = with_.backbone.layers[0].weight
+    first = first_of(with_)
     count = min(len(filters), len(first))
     assert torch.equal(first[:count], filters[:count])
     ours, theirs = with_.state_dict(), without.state_dict()
@@ -75,10 +79,10 @@ def test_an_encoder_begins_with_them_and_all_else_is_as_without(cifar: ImageSet,
     save_encoder(tmp_path / "encoder.pt", with_)
     loaded = load_encoder(tmp_path / "encoder.pt")
     assert loaded.settings == with_.settings
-    assert torch.equal(Encoder(loaded.settings).backbone.layers[0].weight, first)  # the random encoder has them, too
+    assert torch.equal(first_of(Encoder(loaded.settings)), first)  # the random encoder has them, too
 
 
 def test_where_there_are_fewer_filters_than_channels_the_others_are_random(tiny: EncoderSettings) -> None:
     some = tuple(np.arange(54.0).tolist())
-    first, random = (Encoder(but(tiny, filters=of)).backbone.layers[0].weight for of in (some, ()))
+    first, random = (first_of(Encoder(but(tiny, filters=of))) for of in (some, ()))
     assert torch.equal(first[:2].flatten(), torch.arange(54.0)) and torch.equal(first[2:], random[2:])

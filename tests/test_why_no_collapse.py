@@ -37,18 +37,21 @@ IMAGES = 2000
 RIGHT = np.arange(IMAGES) < 1000
 POINT, LINE = "collapsed to a point", "collapsed onto one direction"
 CASES = {  # case -> the point of params.yaml
-    "default": "simsiam",
+    "default": "simsiam_short",
     "no_stop_gradient": "simsiam_no_stop_gradient",
     "no_predictor": "simsiam_no_predictor",
     "fixed_predictor": "simsiam_fixed_predictor",
     "linear_predictor": "simsiam_linear_predictor",
-    "constant_predictor_lr": "simsiam_constant_predictor_lr",
+    "cosine_predictor_lr": "simsiam_cosine_predictor_lr",
     "fast_predictor": "simsiam_fast_predictor",
     "ema": "simsiam_ema",
     "ema_no_stop_gradient": "simsiam_ema_no_stop_gradient",
-    "no_weight_decay": "simsiam_decay0",
+    "no_weight_decay": "simsiam_no_weight_decay",
     "no_head_norm": "simsiam_no_head_norm",
 }
+
+
+RANK_POINTS = load(ROOT / "params.yaml").ablation.studies["rank"].points
 
 
 @cache
@@ -57,7 +60,7 @@ def params_of(point: str) -> str:
 
 
 def result(
-    point: str = "simsiam",
+    point: str = "simsiam_short",
     seed: int = 0,
     *,
     verdict: str = "healthy",
@@ -115,26 +118,25 @@ def test_the_points_of_params_are_the_cases_of_the_claims() -> None:
 def test_the_points_of_params_are_the_combinations_of_the_rank_claims() -> None:
     study = load(ROOT / "params.yaml").ablation.studies["rank"]
     ranks = ranks_of([result(point) for point in study.points])
-    six = {(10, 0.4, 0.0005), (20, 0.4, 0.0005), (10, 0.2, 0.0005), (20, 0.2, 0.0005), (10, 0.4, 0.0), (10, 0.4, 0.002)}
-    assert {method: set(cells) for method, cells in ranks.items()} == {"simsiam": six, "simclr": six}
-    for axis, ends, fixed in ((0, (10, 20), "lr 0.4"), (1, (0.2, 0.4), "epochs 20"), (2, (0.0, 0.002), "epochs 10, lr 0.4")):
+    for method, lr, high in (("simsiam", 0.3, 0.6), ("simclr", 0.4, 0.8)):
+        few = {(12, lr, 0.0005), (12, lr, 0.0), (12, lr, 0.002), (12, high, 0.0005)}
+        assert set(ranks[method]) == few | {(24, lr, 0.0005), (24, high, 0.0005)}
+    for axis, ends, fixed in ((0, (12, 24), "lr 0.6"), (1, (0.3, 0.6), "epochs 24"), (2, (0.0, 0.002), "epochs 12, lr 0.3")):
         values, words = line(ranks, "simsiam", axis)
         assert (min(values), max(values)) == ends and fixed in words
 
 
 def test_what_differs_in_anything_else_is_no_case() -> None:
-    every = [result(point) for point in ("simsiam", "simsiam_no_predictor")]
+    every = [result(point) for point in ("simsiam_short", "simsiam_no_predictor")]
     other_views = with_params(result("simsiam_ema"), recipes__laptop__pretrain__augment__flip=0.1)
-    others = [
-        result(point) for point in ("simsiam_epochs20", "simsiam_epochs10_decay0.002", "simsiam_epochs10_lr0.2", "simclr")
-    ]
+    others = [result(point) for point in ("simsiam", "simsiam_epochs24", "simsiam_decay0.002", "simsiam_lr0.6", "simclr")]
     faster = with_params(result("simsiam_fast_predictor"), recipes__laptop__methods__simsiam__predictor_lr_times=3.0)
     unmeasured = result("simsiam_linear_predictor", stages=("pretrain", "embed"))
     other_images = result("simsiam_no_head_norm")
     other_images.result["made_with"]["images"] = "j"
     found = cases_of([*every, *others, other_views, faster, unmeasured, other_images])
     assert {case: [each.point for each in results] for case, results in found.items()} == {
-        "default": ["simsiam"],
+        "default": ["simsiam_short"],
         "no_predictor": ["simsiam_no_predictor"],
     }
     assert cases_of([]) == cases_of([result("simsiam_ema"), result("simsiam_ema_no_stop_gradient")]) == {}
@@ -196,11 +198,12 @@ def test_a_fixed_predictor_has_a_higher_loss_too() -> None:
 
 
 def test_learning_as_much_and_more_is_told_by_the_interval() -> None:
-    case = "constant_predictor_lr"
-    assert [verdict(case, [result(lost=lost)]) for lost in (0, 12, 13)] == ["holds", "holds", "does not hold"]
-    assert verdict(case, [result(lost=60, gained=50)]) == "cannot be told"
-    assert verdict(case, [result(), result(verdict=POINT)]) == "cannot be told"
-    assert verdict(case, [result(verdict=POINT)]) == "does not hold"
+    case = "cosine_predictor_lr"
+    assert [verdict(case, [result(gained=n)]) for n in (0, 12, 13)] == ["holds", "holds", "does not hold"]
+    assert verdict(case, [result(lost=50, gained=60)]) == "cannot be told"
+    assert verdict(case, [result(verdict=POINT)]) == "holds"
+    assert verdict(case, [result()], [result(), result(verdict=POINT)]) == "cannot be told"
+    assert verdict(case, [result()], [result(verdict=POINT)]) == "does not hold"
     assert [verdict("ema", [result(gained=n)]) for n in (0, 12, 13, 100)] == [*["does not hold"] * 2, "holds", "holds"]
     assert verdict("ema", [result(lost=50, gained=60)]) == "cannot be told"
     assert verdict("ema", [result(gained=100, verdict=LINE)]) == "does not hold"
@@ -248,9 +251,9 @@ def rank(**backbone: float) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("claim", "short", "long", "word"),
     [
-        ("longer_loses_rank", "simsiam_epochs10", "simsiam_epochs20", 1),
-        ("higher_rate_loses_rank", "simsiam_epochs10_lr0__2", "simsiam_epochs10", 1),
-        ("weight_decay_loses_rank", "simsiam_epochs10_decay0", "simsiam_epochs10_decay0__002", 1),
+        ("longer_loses_rank", "simsiam", "simsiam_epochs24", 1),
+        ("higher_rate_loses_rank", "simsiam", "simsiam_lr0__6", 1),
+        ("weight_decay_loses_rank", "simsiam_decay0", "simsiam_decay0__002", 1),
     ],
 )
 def test_rank_that_is_lost_is_told_by_the_ratio(claim: str, short: str, long: str, word: int) -> None:
@@ -260,8 +263,8 @@ def test_rank_that_is_lost_is_told_by_the_ratio(claim: str, short: str, long: st
 
 def test_a_contrastive_method_keeps_its_rank() -> None:
     def contrastive(*last: float) -> str:
-        every = [result("simclr_epochs10", seed, backbone=60.0 + seed) for seed in range(len(last))]
-        every += [result("simclr_epochs20", seed, backbone=value) for seed, value in enumerate(last)]
+        every = [result("simclr", seed, backbone=60.0 + seed) for seed in range(len(last))]
+        every += [result("simclr_epochs24", seed, backbone=value) for seed, value in enumerate(last)]
         return {row["name"]: row["verdict"] for row in judged(RANK_CLAIMS, ranks_of(every))}["contrastive_keeps_rank"]
 
     assert contrastive(59.0, 61.0, 62.0) == "holds"
@@ -272,7 +275,7 @@ def test_a_contrastive_method_keeps_its_rank() -> None:
 
 def test_that_the_loss_does_not_show_it_takes_a_loss_of_rank() -> None:
     def shown(verdict: str = "healthy", backbone: float = 20.0, loss: float = -0.9) -> str:
-        every = [result("simsiam_epochs10"), result("simsiam_epochs20", verdict=verdict, backbone=backbone, loss=loss)]
+        every = [result("simsiam"), result("simsiam_epochs24", verdict=verdict, backbone=backbone, loss=loss)]
         return {row["name"]: row["verdict"] for row in judged(RANK_CLAIMS, ranks_of(every))}["loss_says_nothing"]
 
     assert shown(loss=-0.9) == "holds"
@@ -284,12 +287,12 @@ def test_that_the_loss_does_not_show_it_takes_a_loss_of_rank() -> None:
 
 def test_knn_and_rank_go_together_over_four_combinations_and_more() -> None:
     names = [
-        "simsiam_epochs10",
-        "simsiam_epochs20",
-        "simsiam_epochs10_lr0.2",
-        "simsiam_epochs20_lr0.2",
-        "simsiam_epochs10_decay0",
-        "simsiam_epochs10_decay0.002",
+        "simsiam",
+        "simsiam_epochs24",
+        "simsiam_lr0.6",
+        "simsiam_epochs24_lr0.6",
+        "simsiam_decay0",
+        "simsiam_decay0.002",
     ]
 
     def together(ranks: list[float], knn: list[float]) -> str:
@@ -326,7 +329,7 @@ def test_figures_have_a_line_for_each_seed_and_the_default_in_each_row() -> None
     assert np.asarray(knn.get_xydata()) == pytest.approx(np.array([[250, 30], [500, 30], [750, 30], [1000, 30]]))
     colours = {line.get_color() for line in figure.axes[3].lines}
     assert len(colours) == 6
-    of_rank = [each for each in found if "epochs" in each.point]
+    of_rank = [each for each in found if each.point in RANK_POINTS]
     both = rank_figure(ranks_of(of_rank))
     assert [len(axes.lines) for axes in both.axes] == [12] * 6
     assert len({(line.get_color(), line.get_linestyle()) for line in both.axes[0].lines}) == 6
@@ -345,8 +348,8 @@ def test_tables_say_the_kind_and_the_numbers() -> None:
     assert table.index[0] == "the default" and len(table) == 11 and set(table["seeds"]) == {3}
     assert table.loc["no predictor", "collapse"] == "none (1), complete (2)"
     assert table.loc["no predictor", ["embed.knn.backbone", "embed.knn.backbone_sd"]].tolist() == pytest.approx([0.2, 0.1])
-    rows = rank_table(ranks_of([each for each in found if "epochs" in each.point]))
-    assert rows[["method", "epochs", "lr", "weight decay"]].iloc[0].tolist() == ["simsiam", 10, "0.2", "0.0005"]
+    rows = rank_table(ranks_of([each for each in found if each.point in RANK_POINTS]))
+    assert rows[["method", "epochs", "lr", "weight decay"]].iloc[0].tolist() == ["simsiam", 12, "0.3", "0"]
     assert len(rows) == 12
 
 

@@ -37,7 +37,7 @@ CURVES = {
 }
 ROWS = {  # what is drawn together, each beside the default
     "stop-gradient and target": ("no_stop_gradient", "ema", "ema_no_stop_gradient"),
-    "predictor": ("no_predictor", "fixed_predictor", "linear_predictor", "constant_predictor_lr", "fast_predictor"),
+    "predictor": ("no_predictor", "fixed_predictor", "linear_predictor", "cosine_predictor_lr", "fast_predictor"),
     "weight decay and BatchNorm": ("no_weight_decay", "no_head_norm"),
 }
 

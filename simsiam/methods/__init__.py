@@ -77,6 +77,6 @@ def build(params: Params, images: ImageSet, model: Model | None = None) -> Metho
     model = model or params.chosen.model
     mean, std = images.normalisation if model.normalisation == "data" else ((0.5,) * 3, (0.5,) * 3)
     filters = whitening(images.x_pretrain, mean, std, FIRST_KERNEL[model.stem]) if model.first_filters == "whitening" else ()
-    of_images = {"mean": mean, "std": std, "filters": filters}
-    settings = EncoderSettings(**dict(model), **of_images, latent_dim=params.latent_dim, seed=params.seed)
+    own_model = dict(model) | {"latent_dim": params.latent_dim, "seed": params.seed}
+    settings = EncoderSettings(**own_model, mean=mean, std=std, filters=filters)
     return method(Encoder(settings), own)
