@@ -1,6 +1,6 @@
 """The loops that a user would write or pick instead, for the same network, batch and images.
 
-The backbone is torchvision's ResNet-18, the same function as ours, with the CIFAR stem where the recipe has it.
+The backbone is torchvision's ResNet, the same function as ours, with the stem, width and depth that the recipe has.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,10 +13,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
-from torchvision.models import resnet18
+from torchvision.models import ResNet as TorchvisionResNet
+from torchvision.models.resnet import BasicBlock
 
 from simsiam.methods.simsiam import SimSiam
-from simsiam.networks import ResNet
+from simsiam.networks import BLOCKS_PER_STAGE, ResNet
+from simsiam.settings import Augment, EncoderSettings
 
 
 class Pictures(Dataset[Any]):
@@ -48,27 +50,34 @@ def batches(images: NDArray[Any], transform: Callable[[Image.Image], Any], batch
         yield from loader
 
 
-def torchvision_backbone(like: ResNet) -> nn.Module:
-    """torchvision's ResNet-18 without its classifier, with the stem of ours."""
-    backbone = resnet18(zero_init_residual=True)
+def torchvision_backbone(like: ResNet, settings: EncoderSettings) -> nn.Module:
+    """torchvision's ResNet without its classifier, with the stem, width and depth of ours."""
+    blocks, width = BLOCKS_PER_STAGE[settings.depth], settings.width
+    backbone = TorchvisionResNet(BasicBlock, [blocks] * 4, zero_init_residual=True)
+    if settings.stem != "imagenet":
+        stride = 1 if settings.stem == "cifar" else 2
+        backbone.conv1, backbone.maxpool = nn.Conv2d(3, width, 3, stride, 1, bias=False), nn.Identity()
+    if width != 64:  # which torchvision offers no other
+        backbone.bn1, backbone.inplanes = nn.BatchNorm2d(width), width
+        for stage in range(4):
+            layer = backbone._make_layer(BasicBlock, width * 2**stage, blocks, stride=2 if stage else 1)
+            setattr(backbone, f"layer{stage + 1}", layer)
     backbone.fc = nn.Identity()
-    if not any(isinstance(layer, nn.MaxPool2d) for layer in like.layers):
-        backbone.conv1, backbone.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     ours, theirs = (sum(parameter.numel() for parameter in network.parameters()) for network in (like, backbone))
     assert ours == theirs, "not the same network"
     return backbone
 
 
 def lightly_steps(
-    model: SimSiam, images: NDArray[Any], batch: int, lr: float, workers: int, device: torch.device
+    model: SimSiam, images: NDArray[Any], batch: int, lr: float, workers: int, device: torch.device, augment: Augment
 ) -> Iterator[None]:
-    """lightly's SimSiam example: its transform (which blurs), heads and loss around a ResNet-18; a step each `next`."""
+    """lightly's SimSiam example: its transform (which blurs), heads and loss around a ResNet; a step each `next`."""
     from lightly.loss import NegativeCosineSimilarity
     from lightly.models.modules.heads import ProjectionHead, SimSiamPredictionHead
     from lightly.transforms.simsiam_transform import SimSiamTransform
 
     settings = model.encoder.settings
-    backbone = torchvision_backbone(model.encoder.backbone).to(device)
+    backbone = torchvision_backbone(model.encoder.backbone, settings).to(device)
     sizes = [model.encoder.backbone.dim] + [settings.projector_hidden] * (settings.projector_layers - 1)
     layers = [(size, settings.projector_hidden, nn.BatchNorm1d(settings.projector_hidden), nn.ReLU()) for size in sizes[:-1]]
     last = (sizes[-1], settings.latent_dim, nn.BatchNorm1d(settings.latent_dim, affine=False), None)
@@ -78,7 +87,7 @@ def lightly_steps(
     parts = nn.ModuleList([backbone, projection, prediction])
     criterion = NegativeCosineSimilarity()
     optimizer = torch.optim.SGD(parts.parameters(), lr=lr)
-    for (view1, view2), _ in batches(images, SimSiamTransform(input_size=32), batch, workers):
+    for (view1, view2), _ in batches(images, SimSiamTransform(input_size=augment.view_size), batch, workers):
         z1, z2 = (projection(backbone(view.to(device))) for view in (view1, view2))
         p1, p2 = prediction(z1), prediction(z2)
         loss = 0.5 * (criterion(z1.detach(), p2) + criterion(z2.detach(), p1))
@@ -89,21 +98,21 @@ def lightly_steps(
 
 
 def plain_steps(
-    model: SimSiam, images: NDArray[Any], batch: int, lr: float, workers: int, device: torch.device, blur: bool
+    model: SimSiam, images: NDArray[Any], batch: int, lr: float, workers: int, device: torch.device, augment: Augment
 ) -> Iterator[None]:
-    """torchvision transforms in a DataLoader, ResNet-18, our heads, fp32, the loss read at every step; one each `next`."""
+    """torchvision transforms in a DataLoader, its ResNet, our heads, fp32, the loss read at every step; one each `next`."""
     jitter = transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
     steps: list[Any] = [
-        transforms.RandomResizedCrop(32, scale=(0.2, 1.0)),
+        transforms.RandomResizedCrop(augment.view_size, scale=(0.2, 1.0)),
         transforms.RandomHorizontalFlip(),
         jitter,
         transforms.RandomGrayscale(0.2),
     ]
-    if blur:
+    if augment.blur:
         steps.append(transforms.RandomApply([transforms.GaussianBlur(3, (0.1, 2.0))], p=0.5))
     normalise = transforms.Normalize(model.encoder.settings.mean, model.encoder.settings.std)
     view = transforms.Compose([*steps, transforms.ToTensor(), normalise])
-    model.encoder.backbone = torchvision_backbone(model.encoder.backbone)  # type: ignore[assignment]
+    model.encoder.backbone = torchvision_backbone(model.encoder.backbone, model.encoder.settings)  # type: ignore[assignment]
     model.to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
     total = 0.0

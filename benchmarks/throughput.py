@@ -3,8 +3,8 @@
 Four loops train the same network on the same images with the same batch:
   ours      simsiam.pretrain, end to end: views, step, looks at the numbers
   bare      our model's step alone, on two fixed views: what `ours` could reach if views cost nothing
-  lightly   lightly's SimSiam example with its own transform and DataLoader, around torchvision's ResNet-18
-  plain     torchvision transforms in a DataLoader, and a step of torchvision's ResNet-18 in fp32
+  lightly   lightly's SimSiam example with its own transform and DataLoader, around torchvision's ResNet
+  plain     torchvision transforms in a DataLoader, and a step of torchvision's ResNet in fp32
 They take turns, round after round; each turn warms up before its clock starts. Written are the median of the rounds and
 their spread, to reports/benchmarks/throughput.json and .png.
 """
@@ -35,9 +35,10 @@ from simsiam.methods import build
 from simsiam.pretrain import pretrain
 from simsiam.settings import Params, Pretrain, load
 
-LATENT_DIM = {"report": 512, "paper": 2048}
-BATCH = {"cpu": {"report": 128, "paper": 64}, "cuda": {"report": 128, "paper": 512}}
-STEPS = {"cpu": {"report": 15, "paper": 4}, "cuda": {"report": 200, "paper": 50}}  # that are timed in a round
+LATENT_DIM = {"laptop": 512, "report": 512, "paper": 2048}
+BATCH = {"cpu": {"laptop": 128, "report": 128, "paper": 64}, "cuda": {"laptop": 128, "report": 128, "paper": 512}}
+# That are timed in a round.
+STEPS = {"cpu": {"laptop": 60, "report": 15, "paper": 4}, "cuda": {"laptop": 200, "report": 200, "paper": 50}}
 WARM_UP = {
     "cpu": 2,
     "cuda": 40,
@@ -162,8 +163,8 @@ def measure(name: str, params: Params, data: ImageSet, device: torch.device, rou
     loops: dict[str, Callable[[], float]] = {
         "ours": lambda: ours(ours_model, on_device, settings, steps, warm_up),
         "bare": lambda: timed(bare, warm_up, steps, device),
-        "lightly": lambda: timed(lightly_steps(model(), *peer), peer_warm_up, steps, device),
-        "plain": lambda: timed(plain_steps(model(), *peer, augment.blur > 0), peer_warm_up, steps, device),
+        "lightly": lambda: timed(lightly_steps(model(), *peer, augment), peer_warm_up, steps, device),
+        "plain": lambda: timed(plain_steps(model(), *peer, augment), peer_warm_up, steps, device),
     }
     if not has_lightly():
         del loops["lightly"]
