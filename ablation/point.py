@@ -61,9 +61,9 @@ def relevant(params: Params, stages: list[str]) -> dict[str, Any]:
 
 
 @cache
-def code_of(stage: str) -> str:
-    """The digest of a stage's code, but for how figures are drawn."""
-    return code.digest(f"stages.{stage}", code.FIGURES)
+def code_of(stage: str, method: str) -> str:
+    """The digest of a stage's code with one of the methods, but for how figures are drawn."""
+    return code.digest(f"stages.{stage}", code.FIGURES, method=method)
 
 
 def made_with(params: Params, stages: list[str], shared: str) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def made_with(params: Params, stages: list[str], shared: str) -> dict[str, Any]:
     return {
         "params": relevant(params, stages),
         "stages": stages,
-        "code": {stage: code_of(stage) for stage in stages},
+        "code": {stage: code_of(stage, params.method) for stage in stages},
         "images": fingerprint(params.data, params.seed) if "download" in stages else shared,
     }
 

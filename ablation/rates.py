@@ -58,8 +58,8 @@ def params_of(root: Path, method: str, lr: float) -> Params:
 
 
 @cache
-def code_of_a_trial() -> str:
-    return code.digest("ablation.trial", code.FIGURES)
+def code_of_a_trial(method: str) -> str:
+    return code.digest("ablation.trial", code.FIGURES, method=method)
 
 
 def made_with(params: Params, held_out: int, digest: str) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def made_with(params: Params, held_out: int, digest: str) -> dict[str, Any]:
     kept = {key: content[key] for key in ("recipe", "method", "latent_dim", "stop_gradient", "seed")}
     kept |= {key: content["embed"][key] for key in ("knn_k", "knn_temperature")} | {"held_out": held_out}
     kept |= {"recipes": {params.recipe: {key: value for key, value in recipe.items() if key != "finetune"}}}
-    return {"params": kept, "code": code_of_a_trial(), "images": digest}
+    return {"params": kept, "code": code_of_a_trial(params.method), "images": digest}
 
 
 def run_trial(root: Path, images: ImageSet, method: str, lr: float, *, wait: bool) -> None:

@@ -25,7 +25,7 @@ from ablation.results import MAPPED, PATCHES, SPACES, Found, flat, read, read_pa
 from ablation.tables import COMMANDS, Column, Picture, Table, means, note_of_machines, remove_others, write
 from ablation.why_no_collapse.study import study as why_no_collapse
 from simsiam.images.cifar10 import CLASSES
-from simsiam.methods import METHODS
+from simsiam.methods.every import METHODS
 from simsiam.metrics import linear_cka
 from simsiam.settings import Params, load
 from stages.common import load_images, plainly

@@ -9,6 +9,7 @@ import hashlib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+EVERY_METHOD = "simsiam.methods.every"  # which imports all methods, of which a training uses one
 FIGURES = frozenset({"simsiam.plots"})  # left out of what is computed again only for its numbers
 
 
@@ -24,20 +25,24 @@ def imports(path: Path) -> set[Path]:
     return {file for place in places for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()}
 
 
-def closure(path: Path) -> set[Path]:
-    """A file, the files that it imports, those that they import, and so on."""
+def closure(path: Path, unopened: frozenset[Path] = frozenset()) -> set[Path]:
+    """A file, the files that it imports, those that they import, and so on; not what `unopened` ones import."""
     found, new = {path}, imports(path)
     while new := new - found:
-        found, new = found | new, set().union(*map(imports, new))
+        found, new = found | new, set().union(*map(imports, new - unopened))
     return found
 
 
-def digest(module: str, without: frozenset[str] = frozenset()) -> str:
+def digest(module: str, without: frozenset[str] = frozenset(), *, method: str | None = None) -> str:
     """16 hexadecimal digits of the meaning of `module` and of all of this repository that it imports, but `without`.
 
-    Comments, docstrings, layout and the version of Python make no difference.
+    method: where all methods of pretraining are among that, of these this one alone counts: another one that is added or
+    mended makes no difference. Nor do comments, docstrings, layout and the version of Python.
     """
-    files = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in closure(_file(module))}
+    paths, every = closure(_file(module)), _file(EVERY_METHOD)
+    if method is not None and every in paths:
+        paths = closure(_file(module), frozenset({every})) - {every} | closure(_file(f"simsiam.methods.{method}"))
+    files = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in paths}
     content = repr([(name, _tree(ast.parse(files[name].read_bytes()))) for name in sorted(files) if name not in without])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 

@@ -29,7 +29,7 @@ def check(params: Params, root: Path) -> None:
             raise UserError(f"{error} (at ablation.points.{name})") from None
     write_text(root / "data/source.txt", fingerprint(params.data, params.seed) + "\n")
     for stage in STAGES:
-        write_text(root / f"data/code/{stage}.txt", code.digest(f"stages.{stage}") + "\n")
+        write_text(root / f"data/code/{stage}.txt", code.digest(f"stages.{stage}", method=params.method) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simsiam import parallel
-from simsiam.methods import METHODS, options
+from simsiam.methods import options
+from simsiam.methods.every import METHODS
 from simsiam.methods.method import Method
 from simsiam.settings import EncoderSettings, load
 from tests.some import COLOURFUL, TINY, but, generator

@@ -26,7 +26,8 @@ from ablation.study import COLUMNS, axis_of, cka, published, study
 from simsiam.errors import UserError
 from simsiam.files import read_npz, write_json, write_npz
 from simsiam.images import ImageSet
-from simsiam.methods import METHODS, build
+from simsiam.methods import build
+from simsiam.methods.every import METHODS
 from simsiam.networks import ResNet
 from simsiam.plots import COLOURS
 from simsiam.settings import load, load_point

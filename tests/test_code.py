@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from simsiam import code
+from simsiam.methods.every import METHODS
 
 ROOT = Path(__file__).parent.parent
 INTERPRETERS = [Path.home() / f".pyenv/versions/{version}/bin/python" for version in ("3.11.7", "3.12.1", "3.13.0")]
@@ -205,3 +207,36 @@ def test_all_versions_of_python_agree_on_odd_syntax(room: Path, python: Path) ->
     """Where their trees differ, such as for f-strings."""
     (room / "constants.py").write_text(ODD)
     assert in_python(python, ["room.main"], room.parent) == [code.digest("room.main")]
+
+
+def test_of_the_methods_only_the_one_that_is_used_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether another is added or mended; what all share, and what the one is made of, counts."""
+    for package in ("simsiam", "stages", "ablation"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    monkeypatch.setattr(code, "ROOT", tmp_path)
+    methods = tmp_path / "simsiam/methods"
+
+    def digests() -> dict[str, list[str]]:
+        modules = ("stages.pretrain", "ablation.trial")
+        return {name: [code.digest(module, method=name) for module in modules] for name in ("simclr", "fastsiam")}
+
+    first = digests()
+    edit(methods / "vicreg.py", "class VICReg(Method):", "class VICReg(Method):\n    title_ = 3")
+    edit(methods / "every.py", '"vicreg": VICReg,', '"vicreg": VICReg,\n    "other": VICReg,')
+    assert digests() == first
+    assert code.digest("stages.pretrain") != code.digest("stages.pretrain", method="simclr")
+    edit(methods / "simsiam.py", "SMALLEST_BOTTLENECK = 32", "SMALLEST_BOTTLENECK = 33")  # which FastSiam's predictor has
+    second = digests()
+    assert second["simclr"] == first["simclr"] and not set(second["fastsiam"]) & set(first["fastsiam"])
+    edit(methods / "simclr.py", "n = len(latents[0])", "n = len(latents[1])")
+    third = digests()
+    assert third["fastsiam"] == second["fastsiam"] and not set(third["simclr"]) & set(second["simclr"])
+    edit(methods / "__init__.py", "len(images.classes) or 1", "len(images.classes) or 2")
+    fourth = digests()
+    assert not any(set(fourth[name]) & set(third[name]) for name in fourth)
+    before = code.digest("stages.linear_eval", method="simclr")
+    assert before == code.digest("stages.linear_eval", method="fastsiam") == code.digest("stages.linear_eval")
+
+
+def test_a_method_has_the_name_of_its_file() -> None:
+    assert {name: method.__module__ for name, method in METHODS.items()} == {n: f"simsiam.methods.{n}" for n in METHODS}

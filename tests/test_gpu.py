@@ -17,7 +17,8 @@ from simsiam.explain import explain
 from simsiam.features import extract
 from simsiam.finetune import finetune, predict
 from simsiam.images import ImageSet
-from simsiam.methods import METHODS, options
+from simsiam.methods import options
+from simsiam.methods.every import METHODS
 from simsiam.methods.method import Method
 from simsiam.methods.simsiam import SimSiam
 from simsiam.networks import Classifier, Encoder

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from simsiam.methods import METHODS
+from simsiam.methods.every import METHODS
 from simsiam.methods.swav import sinkhorn
 from tests.some import COLOURFUL, TINY, but
 from tests.some_latents import D, N, given, latents_for, random

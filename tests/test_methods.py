@@ -14,7 +14,8 @@ from ruamel.yaml import YAML
 from ablation.point import run_point
 from simsiam.errors import UserError
 from simsiam.images import UNLABELLED, ImageSet
-from simsiam.methods import METHODS, build, check_all, options
+from simsiam.methods import build, check_all, options
+from simsiam.methods.every import METHODS
 from simsiam.methods.method import Method, MethodOptions
 from simsiam.methods.simsiam import SimSiamOptions
 from simsiam.networks import load_encoder

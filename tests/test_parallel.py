@@ -13,7 +13,7 @@ from torch import Generator
 from simsiam import engine, parallel
 from simsiam.engine import train
 from simsiam.errors import UserError
-from simsiam.methods import METHODS
+from simsiam.methods.every import METHODS
 from simsiam.schedule import cosine
 from simsiam.seeds import derive
 from tests import some_latents, two_processes

@@ -24,7 +24,7 @@ ROOMS = [
     {"errors", "machine", "schedule", "seeds", "code"},
     {"files", "parallel", "settings"},
     {"images", "checkpoint", "augment", "collapse"},
-    {"pictures", "look", "fitting", "metrics", "networks", "engine", "projection", "plots", "report"},
+    {"pictures", "look", "fitting", "metrics", "networks", "engine", "projection", "whitening", "plots", "report"},
     {"arrays", "method"},
     {"cifar10", "digits", "folder", "medmnist"},
     {"cifar100"},

@@ -174,7 +174,7 @@ def test_other_code_is_another_trial(
     root: Path, cifar: ImageSet, calls: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_all(root, cifar)
-    monkeypatch.setattr(module, "code_of_a_trial", lambda: "newer")
+    monkeypatch.setattr(module, "code_of_a_trial", lambda method: "newer")
     study(root)
     assert "study rates: simclr, lr 0.1 was made with other code" in capsys.readouterr().err
     assert len(json.loads((root / "reports/study/rates/study.json").read_text())["stale"]) == 4

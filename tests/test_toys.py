@@ -17,7 +17,7 @@ from ablation.point import arrays_of
 from simsiam import fitting
 from simsiam.files import read_json, read_npz
 from simsiam.images import ImageSet, from_arrays, load, to_tensor
-from simsiam.methods import METHODS
+from simsiam.methods.every import METHODS
 from simsiam.methods.method import Method, MethodOptions
 from simsiam.metrics import alignment, explained_auc, linear_cka, spectrum, uniformity
 from simsiam.networks import Encoder, load_classifier, load_encoder, seeded

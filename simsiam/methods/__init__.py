@@ -1,4 +1,4 @@
-"""The methods of pretraining, by the name that `method` in params.yaml gives them: one file a method.
+"""The methods of pretraining: one file a method, and here what chooses one by `method` in params.yaml, with its settings.
 
 `simsiam.methods.method` says what one is. The training loop, the stages and the analysis know no more of it than that.
 """
@@ -7,29 +7,11 @@ from typing import Any
 
 from simsiam.errors import UserError
 from simsiam.images import ImageSet
-from simsiam.methods.barlow_twins import BarlowTwins
-from simsiam.methods.byol import BYOL
-from simsiam.methods.fastsiam import FastSiam
+from simsiam.methods.every import METHODS
 from simsiam.methods.method import Method
-from simsiam.methods.simclr import SimCLR
-from simsiam.methods.simsiam import SimSiam
-from simsiam.methods.supervised import Supervised
-from simsiam.methods.swav import SwAV
-from simsiam.methods.vicreg import VICReg
 from simsiam.networks import FIRST_KERNEL, Encoder
 from simsiam.settings import EncoderSettings, Model, Params, Recipes, checked
 from simsiam.whitening import whitening
-
-METHODS: dict[str, type[Method]] = {
-    "simsiam": SimSiam,
-    "fastsiam": FastSiam,
-    "simclr": SimCLR,
-    "byol": BYOL,
-    "barlow_twins": BarlowTwins,
-    "vicreg": VICReg,
-    "swav": SwAV,
-    "supervised": Supervised,
-}
 
 
 def options(params: Params, classes: int = 1) -> Any:
