@@ -20,7 +20,7 @@ from simsiam.files import write_json
 from simsiam.images import split, to_tensor
 from simsiam.machine import machine
 from simsiam.methods import build
-from simsiam.metrics import knn_scores, nearest, top_k
+from simsiam.metrics import knn_top1
 from simsiam.plots import save
 from simsiam.pretrain import pretrain
 from simsiam.settings import load
@@ -54,11 +54,15 @@ def main() -> None:
         method = build(params.model_copy(update={"seed": seed}), data)
         result = pretrain(method, pictures[kept], settings=settings, seed=seed)
         features, _ = extract(method.encoder, pictures)
-        similarities, indices = nearest(features[kept], features[held], params.embed.knn_k)
-        votes = knn_scores(
-            similarities, data.y_train[kept][indices], len(data.classes), temperature=params.embed.knn_temperature
+        accuracy = knn_top1(
+            features[kept],
+            data.y_train[kept],
+            features[held],
+            data.y_train[held],
+            classes=len(data.classes),
+            k=params.embed.knn_k,
+            temperature=params.embed.knn_temperature,
         )
-        accuracy = top_k(votes, data.y_train[held], 1)
         curves = {key: [round(record[key], 5) for record in result.records] for key in ("epoch", "loss", "z_std")}
         results[name] = curves | {"knn": accuracy}
         print(f"{name}: kNN {accuracy:.4f}, loss {result.records[-1]['loss']:.4f}", file=sys.stderr)

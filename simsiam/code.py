@@ -41,7 +41,8 @@ def digest(module: str, without: frozenset[str] = frozenset(), *, method: str | 
     """
     paths, every = closure(_file(module)), _file(EVERY_METHOD)
     if method is not None and every in paths:
-        paths = closure(_file(module), frozenset({every})) - {every} | closure(_file(f"simsiam.methods.{method}"))
+        own = _file(f"simsiam.methods.{method}")
+        paths = closure(_file(module), frozenset({every})) - {every} | (closure(own) if own.is_file() else set())
     files = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in paths}
     content = repr([(name, _tree(ast.parse(files[name].read_bytes()))) for name in sorted(files) if name not in without])
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -86,10 +86,8 @@ class ResNet(nn.Module):
         self.dim = 8 * width
         self.register_buffer("mean", torch.tensor(settings.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(settings.std).view(1, -1, 1, 1), persistent=False)
-        if settings.stem == "imagenet":
-            first = nn.Conv2d(3, width, 7, 2, 3, bias=False)
-        else:
-            first = nn.Conv2d(3, width, 3, 1 if settings.stem == "cifar" else 2, 1, bias=False)
+        kernel = FIRST_KERNEL[settings.stem]
+        first = nn.Conv2d(3, width, kernel, 1 if settings.stem == "cifar" else 2, kernel // 2, bias=False)
         layers: list[nn.Module] = [first, nn.BatchNorm2d(width), nn.ReLU()]
         if settings.stem == "imagenet":
             layers.append(nn.MaxPool2d(3, 2, 1))

@@ -78,7 +78,6 @@ def test_the_readme_says_what_the_committed_runs_found() -> None:
         f"of the same class | {100 * near['backbone']:.1f} % | {100 * near['random_backbone']:.1f} % |",
         pair(f"fine-tuned, {tuned['epochs']} epoch, top-1 / top-5", top(tuned), top(tuned["scratch"])),
         f"{trained['epochs']} epochs of pretraining in {trained['seconds']:.0f} s",
-        f"where the optimum has {100 * linear['latent']['top1']:.1f} %",
     ]
     copies = committed("reports/metrics/look")["look"]["copies"]["test"]
     clean = linear["without_copies"]["backbone"]

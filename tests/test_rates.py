@@ -235,6 +235,12 @@ def put(method: str, knn: dict[float, float | None]) -> list[Found]:
     return every
 
 
+def test_the_rate_in_use_is_among_those_that_are_tried() -> None:
+    params = load(ROOT / "params.yaml")
+    for method in params.ablation.rates.methods:
+        assert (params.chosen.methods[method]["lr"] or params.chosen.pretrain.lr) in params.ablation.rates.rates, method
+
+
 @pytest.mark.parametrize(
     ("knn", "best", "edge"),
     [
@@ -298,6 +304,7 @@ def test_a_line_is_a_trial_of_a_real_training(root: Path, cifar: ImageSet) -> No
 
 
 def test_each_once_and_failures_too(root: Path, cifar: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same words are another trial once params.yaml, the code or the images are others."""
     ran: list[Any] = []
 
     def trial(params: Any, images: ImageSet, held_out: int, scratch: Path) -> dict[str, Any]:
@@ -312,6 +319,15 @@ def test_each_once_and_failures_too(root: Path, cifar: ImageSet, monkeypatch: py
     found = rows(root / FOUND / "laptop.csv")
     assert found[0]["failed"] == "the loss, inf" and found[1]["knn"] == 0.2
     assert not list((root / ".checkpoints/scratch").iterdir())
+    search(root, replace(cifar, mirrors=not cifar.mirrors), ["latent_dim=4"])
+    set_params(root, recipes__laptop__pretrain__weight_decay=0.01)
+    search(root, cifar, ["latent_dim=4"])
+    assert len(ran) == len(rows(root / FOUND / "laptop.csv")) == 4
+    given = found[1]["made_with"]
+    with locked(store_folder(root) / f"locks/search-{given}.lock", wait=False, waiting=""):
+        set_params(root, recipes__laptop__pretrain__weight_decay=0.0005)
+        search(root, cifar, ["latent_dim=4"])  # another process is at it
+    assert len(ran) == 4
 
 
 @pytest.mark.parametrize(
@@ -321,15 +337,15 @@ def test_each_once_and_failures_too(root: Path, cifar: ImageSet, monkeypatch: py
         ("latent_dim", "key=value"),
         ("method=moco", "method"),
         ("latent_dim=1", "latent_dim"),
+        ("data.source=digits", "data.source has no part"),
+        ("recipes.paper.pretrain.epochs=3", "has no part in a trial with recipe laptop"),
+        ("recipes.laptop.methods.simclr.temperature=0.2", "has no part in a trial with recipe laptop and method simsiam"),
+        ("recipes.laptop.finetune.epochs=3", "has no part"),
     ],
 )
 def test_what_is_wrong_with_any_line_is_said_before_hours_go_by(
-    root: Path,
-    cifar: ImageSet,
-    monkeypatch: pytest.MonkeyPatch,
-    line: str,
-    words: str,
+    root: Path, cifar: ImageSet, monkeypatch: pytest.MonkeyPatch, line: str, words: str
 ) -> None:
     monkeypatch.setattr(searching, "trial", lambda *given: pytest.fail("a trial was run"))
     with pytest.raises(UserError, match=words):
-        search(root, cifar, ["latent_dim=4", line])
+        search(root, cifar, ["latent_dim=3", line])

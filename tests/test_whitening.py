@@ -11,7 +11,7 @@ from simsiam.images import ImageSet
 from simsiam.methods import build
 from simsiam.networks import FIRST_KERNEL, Encoder, load_encoder, save_encoder
 from simsiam.settings import EncoderSettings, load
-from simsiam.whitening import RIDGE, whitening
+from simsiam.whitening import PATCHES, RIDGE, whitening
 from tests.some import but
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
@@ -86,3 +86,19 @@ def test_where_there_are_fewer_filters_than_channels_the_others_are_random(tiny:
     some = tuple(np.arange(54.0).tolist())
     first, random = (first_of(Encoder(but(tiny, filters=of))) for of in (some, ()))
     assert torch.equal(first[:2].flatten(), torch.arange(54.0)) and torch.equal(first[2:], random[2:])
+
+
+def test_of_large_images_some_patches_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of CIFAR-10's 50,000, two thousand images'."""
+    looked: list[int] = []
+
+    def cov(patches: np.ndarray, rowvar: bool) -> np.ndarray:
+        looked.append(len(patches))
+        return np.eye(patches.shape[1])
+
+    monkeypatch.setattr(np, "cov", cov)
+    for count, size, side in ((400, 224, 7), (399, 224, 7), (5, 224, 7)):
+        whitening(np.zeros((count, size, size, 3), np.uint8), **PLAIN, side=side)
+    assert looked == [200 * 32**2, 200 * 32**2, 5 * 32**2] and max(looked) <= 2 * PATCHES + 32**2
+    whitening(np.zeros((50_000, 32, 32, 3), np.uint8), **PLAIN, side=3)
+    assert looked[-1] == 2000 * 100
