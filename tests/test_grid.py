@@ -72,7 +72,7 @@ def test_points_side_by_side_compute_nothing_twice_and_say_what_they_were_made_w
 
     again = run("python", "-m", "ablation.point", at=clone)
     assert again.stderr.count("there already") == 5 and "pretrain" not in again.stderr
-    set_params(clone, recipes__laptop__pretrain__lr=0.3)
+    set_params(clone, recipes__laptop__pretrain__lr=0.2)
     assert "made with other params" in run("python", "-m", "ablation.study", at=clone).stderr
     run("git", "checkout", "params.yaml", at=clone)
 
