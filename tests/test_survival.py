@@ -129,6 +129,6 @@ def test_the_store_is_listed_and_freed(clone: Path) -> None:
     listed = run("python", "-m", "stages.checkpoints", at=clone).stdout
     # Of the queue's two points one was trained by torchrun before; both went to the repository's own store.
     assert len(listed.splitlines()) == 1 + len(trainings(clone)) == 1 + 3
-    assert re.search(r"step 12  method simsiam  d 8  stop_gradient True  lr 0\.4  seed 0  epochs 2  batch_size 64", listed)
+    assert re.search(r"step 12  method simsiam  d 8  stop_gradient True  lr 0\.3  seed 0  epochs 2  batch_size 64", listed)
     assert "now freed" in run("python", "-m", "stages.checkpoints", "--free", at=clone).stdout
     assert not list(store.rglob("*.pt"))
