@@ -287,7 +287,7 @@ def test_a_point_is_the_params_with_its_changes(content: Any) -> None:
     for name, changes in content["ablation"]["points"].items():
         expected = load(PARAMS, [f"{key}={str(value).lower()}" for key, value in changes.items()])
         assert load_point(PARAMS, name) == expected, name
-        assert load_point(PARAMS, name) != load(PARAMS) or name == "d512"  # which is the default
+        assert load_point(PARAMS, name) != load(PARAMS) or name == "labels_all"  # which is the default
     assert load_point(PARAMS, "d8").explain.mass_images == 100 and load_point(PARAMS, "d8").latent_dim == 8
     assert load_point(PARAMS, "d8", seed=7).seed == 7 and load_point(PARAMS, "d8").seed == load(PARAMS).seed
     assert load_point(PARAMS, "labels_1").chosen.finetune.labels == 0.01
