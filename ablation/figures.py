@@ -133,6 +133,31 @@ def looks_figure(points: Points, axis: Axis | None) -> Figure:
     return figure
 
 
+def rates_figure(trials: pd.DataFrame, used: dict[str, float]) -> Figure:
+    """What held-out images say of each method at each learning rate: kNN, linear and RankMe, a line a method.
+
+    trials: a row a trial: method, lr, knn, linear, rankme; NaN where it failed. used: the rate that each has in params.yaml,
+    marked by a circle.
+    """
+    figure = Figure(figsize=(13, 4.8), layout="constrained")
+    panels = figure.subplots(1, 3)
+    titles = {"knn": "kNN top-1 (%)", "linear": "linear top-1 (%)", "rankme": "RankMe of the backbone"}
+    for axes, (column, title) in zip(panels, titles.items(), strict=True):
+        for colour, (method, of) in zip(
+            COLOURS, trials.sort_values("lr", kind="stable").groupby("method", sort=False), strict=False
+        ):
+            values = of[column] * (1 if column == "rankme" else 100)
+            axes.plot(of["lr"], values, marker=".", color=colour, label=method)
+            chosen = of["lr"] == used.get(str(method))
+            axes.plot(of["lr"][chosen], values[chosen], marker="o", markersize=9, fillstyle="none", color=colour)
+        axes.set(title=title, xlabel="learning rate (of 256 images)", xscale="log")
+        axes.set_xticks(rates := sorted(trials["lr"].unique()), [f"{rate:g}" for rate in rates])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    legend(figure, panels[0], columns=8)
+    return figure
+
+
 def maps_figure(points: Points, axis: Axis | None) -> Figure:
     """t-SNE of the backbone's features, a panel for each point; of a seed that all have, since it chose the test images."""
     mapped = {point: [each for each in results if each.has("project")] for point, results in points.items()}

@@ -81,7 +81,7 @@ def made_with(params: Params, images: str) -> dict[str, Any]:
     needed = {"patches": params.ablation.patches, "embed": params.embed, "linear_eval": params.linear_eval}
     return {
         "params": {"seed": params.seed} | {name: section.model_dump() for name, section in needed.items()},
-        "code": code.digest("ablation.patches", code.FIGURES),
+        "code": code.digest("ablation.patches", code.NO_NUMBERS),
         "images": images,
     }
 

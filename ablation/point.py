@@ -57,13 +57,16 @@ def work(params: Params) -> dict[str, tuple[list[int], list[str]]]:
 def relevant(params: Params, stages: list[str]) -> dict[str, Any]:
     """The params that these stages' results depend on. Images that are shared are told by a digest, not by their source."""
     others = {stage for stage in STAGES if stage not in stages} | ({"data"} if "download" not in stages else set())
-    return {key: value for key, value in params.in_use().items() if key not in others}
+    found = {key: value for key, value in params.in_use().items() if key not in others}
+    if "finetune" not in stages:
+        found["recipes"][params.recipe].pop("finetune")
+    return found
 
 
 @cache
 def code_of(stage: str, method: str) -> str:
     """The digest of a stage's code with one of the methods, but for how figures are drawn."""
-    return code.digest(f"stages.{stage}", code.FIGURES, method=method)
+    return code.digest(f"stages.{stage}", code.NO_NUMBERS, method=method)
 
 
 def made_with(params: Params, stages: list[str], shared: str) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from typing import Any
 
 import pandas as pd
 
+from ablation.figures import rates_figure
 from ablation.results import Found, flat, otherwise
-from ablation.tables import Column, Table, markdown, write
+from ablation.tables import Column, Picture, Table, markdown, write
 from ablation.trial import trial
 from simsiam import code, fitting
 from simsiam.checkpoint import store_folder
@@ -59,7 +60,7 @@ def params_of(root: Path, method: str, lr: float) -> Params:
 
 @cache
 def code_of_a_trial(method: str) -> str:
-    return code.digest("ablation.trial", code.FIGURES, method=method)
+    return code.digest("ablation.trial", code.NO_NUMBERS, method=method)
 
 
 def made_with(params: Params, held_out: int, digest: str) -> dict[str, Any]:
@@ -194,7 +195,9 @@ def study(root: Path, images: ImageSet | None) -> None:
         "chosen": Table(best, CHOSEN, f"The learning rate with which kNN was best, for each method: {what}."),
         "trials": Table(every_trial(trials), TRIALS, "Every trial."),
     }
-    write(root, NAME, trials, tables, {}, commands=COMMANDS, missing=missing)
+    used = dict(zip(best["method"], best["used"], strict=True))
+    drawn = Picture(rates_figure, (every_trial(trials), used), "Every trial; circles: the rates that params.yaml has.")
+    write(root, NAME, trials, tables, {"trials": drawn}, commands=COMMANDS, missing=missing)
     for row in best.to_dict("records"):
         print(f"study {NAME}: {said(row, params.recipe)}", file=sys.stderr)
 

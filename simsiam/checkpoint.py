@@ -25,11 +25,7 @@ from simsiam.errors import UserError
 from simsiam.files import Busy, locked, sha256, sha256_file, write_bytes, write_json
 
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
-# Code that decides no weight: what of the settings matters is in a training's identity, files are only written and read, a
-# collapse is only told.
-NO_ARITHMETIC = frozenset(
-    f"simsiam.{name}" for name in ("settings", "files", "errors", "machine", "code", "checkpoint", "collapse")
-)
+NO_ARITHMETIC = code.NO_NUMBERS | {"simsiam.collapse"}  # of a training, whose collapse is only told
 
 
 def fingerprint(module: str, identity: dict[str, Any]) -> str:

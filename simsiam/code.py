@@ -10,7 +10,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 EVERY_METHOD = "simsiam.methods.every"  # which imports all methods, of which a training uses one
-FIGURES = frozenset({"simsiam.plots"})  # left out of what is computed again only for its numbers
+# Code that decides no number: figures; settings, which results are known by besides; what only reads, writes and tells.
+NO_NUMBERS = frozenset(
+    f"simsiam.{name}" for name in ("plots", "settings", "files", "errors", "machine", "code", "checkpoint")
+)
 
 
 def imports(path: Path) -> set[Path]:

@@ -1,19 +1,12 @@
 """Collapse, told from training batches: latents all at one point, or all on one line; features that lose their rank.
 
-What a loss of cosines sees of a latent is its direction, so all measures but RankMe are of l2-normalised latents: with the
-lengths in, a few long latents on one line hold 99 % of the variance in runs at d = 2 that are healthy. None is centred: what
-centring leaves of latents at one point is noise, and well spread.
-
-None of this judges images in evaluation mode: there an untrained encoder looks collapsed (z_std .24, first_share .93).
+What is judged is measured by `simsiam.spread`. None of this judges images in evaluation mode: there an untrained encoder
+looks collapsed (z_std .24, first_share .93).
 """
 
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Literal
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 Verdict = Literal["healthy", "collapsed to a point", "collapsed onto one direction", "views too alike", "losing rank"]
 
@@ -24,39 +17,6 @@ ALIKE = 0.04  # loss less than this above the lowest that the method has, and a 
 LOST = 0.5  # RankMe of the backbone's features below this share of what it was
 RECORDS = 3  # that are judged together
 JUDGED = ("loss", "z_std", "first_share", "rankme", "backbone_rankme")
-
-
-def z_std(z: Tensor) -> Tensor:
-    """Standard deviation of l2-normalised latents, averaged over dimensions, times sqrt(d).
-
-    z: (N, d). 1 when the latents fill the sphere evenly, 0 when they have collapsed to a point (Chen & He, section 4.1).
-    """
-    return F.normalize(z, dim=1).std(0, correction=min(1, len(z) - 1)).mean() * z.shape[1] ** 0.5
-
-
-def spread(z: Tensor) -> dict[str, float]:
-    """`rankme` and `first_share` of one batch's latents z (N, d), of float32 or less and on any device.
-
-    rankme: effective rank in [1, min(N, d)], Garrido et al. 2023, equation 1, as `metrics.rankme` of the batch.
-    first_share: of all directions, the mean squared cosine with the one axis that they have most in common, in [1/d, 1]:
-    the first eigenvalue's share of the trace of their second moments. 1 for latents that are all 0. Both are NaN where z is.
-    """
-    z = z.detach().double().cpu()
-    if not z.isfinite().all():
-        return {"rankme": float("nan"), "first_share": float("nan")}
-    directions = _eigenvalues(F.normalize(z, dim=1))
-    first_share = float(directions[-1] / directions.sum()) if directions[-1] > 0 else 1.0
-    return {"rankme": rankme(z), "first_share": first_share}
-
-
-def rankme(x: Tensor) -> float:
-    """Effective rank of one batch's x (N, d), in [1, min(N, d)], as `metrics.rankme`; NaN where x is."""
-    x = x.detach().double().cpu()
-    if not x.isfinite().all():
-        return float("nan")
-    singular = _eigenvalues(x).sqrt()
-    shares = singular[singular > 0] / singular.sum()
-    return float((-(shares * shares.log()).sum()).exp())
 
 
 def judge(z_std: float, first_share: float, rankme: float, loss: float, *, dim: int, lowest_loss: float | None) -> Verdict:
@@ -94,7 +54,8 @@ def of_run(
     median has had in the run, with a lower loss than there: the partial collapse that Li, Efros & Pathak (ECCV 2022) found.
     Not of a method that is `labelled`: as many directions as there are classes are what it ends with where all goes well.
 
-    That share was chosen on seven trainings of the `laptop` network on CIFAR-10, 1,200 to 3,400 steps. The lowest that it
+    That share was chosen on seven trainings of the `laptop` network on CIFAR-10 without BatchNorm on the latent, 1,200 to
+    3,400 steps. The lowest that it
     came to was .94 at d = 2048 and rates of .2 to .8 (10,000 images), .79 at d = 512 and .57 at d = 2, rate .4 (44,000). At
     rates of .8 and 1.6, d = 512, it came to .36 and .19; RankMe of held-out images was 18 and 5.5 at the end instead of 65,
     while z_std was .72 and .74 and the loss as low as elsewhere. The latent's own rank does not tell them apart: it fell to
@@ -138,10 +99,3 @@ def words(verdict: Verdict, records: Sequence[Mapping[str, float]], *, stop_grad
 def _median(records: Sequence[Mapping[str, float]], end: int) -> dict[str, float]:
     """The median of what is judged over the three records before `end`."""
     return {name: median(record[name] for record in records[end - RECORDS : end]) for name in JUDGED}
-
-
-def _eigenvalues(x: Tensor) -> Tensor:
-    """The squared singular values of x (N, d), smallest first: of its smaller Gram matrix, and without rounding below 0."""
-    gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
-    eigenvalues: Tensor = torch.linalg.eigvalsh(gram).clamp_min(0)
-    return eigenvalues

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from simsiam import collapse
+from simsiam import collapse, spread
 from simsiam.augment import random_views
 from simsiam.engine import Record, Result, StoreFor, resolve_precision, train
 from simsiam.methods.method import Method
@@ -77,10 +77,10 @@ def pretrain(
         known = {} if labels is None else {"labels": labels[batch]}
         loss, latents = network(*random_views(images[batch], generator, views), **known)
         latest[:] = [latents.detach().float()]
-        return loss, {"z_std": collapse.z_std(latest[0])}
+        return loss, {"z_std": spread.z_std(latest[0])}
 
     def watch(record: Record) -> Record:
-        extra = collapse.spread(latest[0][:LOOKED_AT]) | {"backbone_rankme": collapse.rankme(features[0][:LOOKED_AT])}
+        extra = spread.spread(latest[0][:LOOKED_AT]) | {"backbone_rankme": spread.rankme(features[0][:LOOKED_AT])}
         seen.append(record | extra)
         verdict = collapse.of_run(seen, latest[0].shape[1], method.lowest_loss, labelled=method.labelled)
         if verdict not in ("healthy", *told):

@@ -56,13 +56,14 @@ class Model(Section):
     projector_layers: Annotated[int, Field(ge=1, le=10)]
     projector_hidden: Annotated[int, Field(ge=1, le=16_384)]
     hidden_norm: bool  # BatchNorm in the hidden layers of the heads
-    latent_norm: bool  # BatchNorm on the latent
+    latent_norm: bool | None  # BatchNorm on the latent; None: where the method's authors have it
 
 
 class EncoderSettings(Model):
     """All that it takes to build an encoder again."""
 
-    hidden_norm: bool = True  # these two: of files from before there was a choice
+    latent_norm: bool
+    hidden_norm: bool = True  # this and what follows: of files from before there was a choice
     first_filters: Literal["random", "whitening"] = "random"
     filters: tuple[float, ...] = ()  # of the first convolution, one (3, k, k) after another: the other channels' are random
     latent_dim: int
@@ -111,16 +112,17 @@ class Pretrain(Training):
 
 class Finetune(Training):
     lr: list[Rate] = Field(min_length=1)  # of several, the best on the held-out slice
+    scratch_lr: list[Rate] | None = Field(min_length=1)  # of the training from scratch; None: the same
     held_out: Count  # training images set aside to choose
     space: Literal["latent", "backbone"]  # what the linear head reads
     labels: Annotated[float, Field(gt=0, le=1)]  # share of the training images whose labels are used
     budget: Literal["fixed", "grow"]  # grow: twice the epochs, again and again, as long as the held-out top-1 rises
     augment: Augment
 
-    @field_validator("lr")
+    @field_validator("lr", "scratch_lr")
     @classmethod
-    def _each_once(cls, rates: list[float]) -> list[float]:
-        return each_once(rates)
+    def _each_once(cls, rates: list[float] | None) -> list[float] | None:
+        return rates and each_once(rates)
 
 
 class Recipe(Section):

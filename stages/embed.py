@@ -8,7 +8,6 @@ from torch import Tensor
 
 from simsiam import fitting
 from simsiam.augment import random_views
-from simsiam.collapse import z_std
 from simsiam.engine import pick_device
 from simsiam.errors import UserError
 from simsiam.features import extract
@@ -29,6 +28,7 @@ from simsiam.networks import Encoder, load_encoder
 from simsiam.plots import draw, neighbours_figure, spectrum_figure
 from simsiam.seeds import derive
 from simsiam.settings import Augment, Params
+from simsiam.spread import z_std
 from stages.common import Metrics, load_images, main
 
 SHOWN = 8  # neighbours of a query

@@ -23,7 +23,8 @@ from stages.left_out import left_out
 def finetune(params: Params, root: Path, *, fresh: bool = False) -> Metrics:
     """Write models/finetuned.pt and the curves; data/finetuned.npz: what the head reads of the test images, which are right.
 
-    From scratch is the same training from the random encoder. `fresh` forgets what was trained before.
+    From scratch is the same training from the random encoder, at learning rates of its own where it has some.
+    `fresh` forgets what was trained before.
     """
     images, device, chosen = load_images(root), pick_device(), params.chosen.finetune
     if not images.labelled:
@@ -34,7 +35,7 @@ def finetune(params: Params, root: Path, *, fresh: bool = False) -> Metrics:
     encoder = load_encoder(root / "models/encoder.pt")
     weights = sha256_file(root / "models/encoder.pt")
 
-    def trained(start: str, begin: Encoder, identity: str) -> Finetuned:
+    def trained(start: str, begin: Encoder, identity: str, lr: list[float]) -> Finetuned:
         def write_curve(records: list[Record]) -> None:
             write_csv(root / f"reports/curves/finetune_from_{start}.csv", records)
 
@@ -43,7 +44,7 @@ def finetune(params: Params, root: Path, *, fresh: bool = False) -> Metrics:
             train_images,
             images.y_train,
             classes=len(images.classes),
-            settings=settings,
+            settings=settings.model_copy(update={"lr": lr}),
             seed=params.seed,
             name=f"finetune from {start}",
             about={"images": images.digest, "encoder": encoder.settings.model_dump(), "start": identity},
@@ -58,8 +59,8 @@ def finetune(params: Params, root: Path, *, fresh: bool = False) -> Metrics:
             "epochs": tuned.epochs,
         }
 
-    tuned = trained("encoder", encoder, weights)
-    scratch = trained("scratch", Encoder(encoder.settings), "scratch")
+    tuned = trained("encoder", encoder, weights, settings.lr)
+    scratch = trained("scratch", Encoder(encoder.settings), "scratch", settings.scratch_lr or settings.lr)
     scores, read = predict(tuned.classifier, test_images)
     found = scored(tuned, scores)
     save_classifier(root / "models/finetuned.pt", tuned.classifier)

@@ -54,7 +54,7 @@ def pretrain(params: Params, root: Path, *, fresh: bool = False) -> Metrics | No
         "options": method.options.model_dump(exclude={"lr"}),  # which is the training's
         "encoder": method.encoder.settings.model_dump(),
         "images": images.digest if method.labelled or settings.knn else images.pixels_digest,
-    } | ({"knn": settings.knn} if settings.knn else {})
+    } | ({"knn": settings.knn, "look": code.digest("simsiam.features", NO_ARITHMETIC)} if settings.knn else {})
 
     def write_curve(records: list[Record]) -> None:
         write_csv(root / "reports/curves/pretrain.csv", records)
@@ -107,7 +107,7 @@ def foretold(
     steps = settings.epochs * (len(pixels) // settings.batch_size)
     area = step / settings.batch_size / sum(view.view_size**2 for view in method.views(settings.augment))
     features = 2 / 3 * area * (len(images.x_train) + len(images.x_test)) * images.size**2  # of two encoders
-    trainings = 2 + 2 * len(tuning.lr) * (len(tuning.lr) > 1)
+    trainings = sum(1 + len(lr) * (len(lr) > 1) for lr in (tuning.lr, tuning.scratch_lr or tuning.lr))
     tuned = trainings * tuning.epochs * len(images.x_train) * area * tuning.augment.view_size**2 * images.labelled
     minutes = (steps * step / 60, (features + tuned) / 60 + 1)
     return f"{steps:,} steps take about {minutes[0]:.1f} minutes here, and all that follows about {minutes[1]:.0f}"

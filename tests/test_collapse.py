@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from simsiam import collapse
+from simsiam import collapse, spread
 from simsiam.checkpoint import Store
 from simsiam.engine import Diverged, Record
 from simsiam.methods.simsiam import SimSiam
@@ -34,7 +34,7 @@ SETTINGS = Pretrain(
 
 
 def judge(z: Tensor, loss: float = -0.8) -> str:
-    return collapse.judge(float(collapse.z_std(z)), loss=loss, dim=z.shape[1], lowest_loss=-1.0, **collapse.spread(z))
+    return collapse.judge(float(spread.z_std(z)), loss=loss, dim=z.shape[1], lowest_loss=-1.0, **spread.spread(z))
 
 
 def normed(z: Tensor) -> Tensor:
@@ -47,9 +47,9 @@ def gaussian(n: int, d: int, seed: int = 0) -> Tensor:
 
 
 def test_z_std_is_one_on_the_sphere_and_zero_at_a_point() -> None:
-    assert float(collapse.z_std(gaussian(20_000, 64))) == pytest.approx(1, abs=0.01)
-    assert float(collapse.z_std(torch.ones(100, 64))) == pytest.approx(0, abs=1e-6)
-    assert float(collapse.z_std(5 * gaussian(200, 64))) == pytest.approx(float(collapse.z_std(gaussian(200, 64))), abs=1e-5)
+    assert float(spread.z_std(gaussian(20_000, 64))) == pytest.approx(1, abs=0.01)
+    assert float(spread.z_std(torch.ones(100, 64))) == pytest.approx(0, abs=1e-6)
+    assert float(spread.z_std(5 * gaussian(200, 64))) == pytest.approx(float(spread.z_std(gaussian(200, 64))), abs=1e-5)
 
 
 @pytest.mark.parametrize("d", DIMS)
@@ -73,7 +73,7 @@ class TestAnalytic:
         few = max(1, round(share * batch))
         z = normed((torch.arange(batch) < few).float()[:, None] * gaussian(1, d).sign())
         s = few / batch
-        assert float(collapse.z_std(z)) == pytest.approx(2 * (s * (1 - s)) ** 0.5 * (batch / (batch - 1)) ** 0.5, rel=1e-3)
+        assert float(spread.z_std(z)) == pytest.approx(2 * (s * (1 - s)) ** 0.5 * (batch / (batch - 1)) ** 0.5, rel=1e-3)
         assert judge(z) == "collapsed onto one direction"
 
 
@@ -82,20 +82,20 @@ def test_spread() -> None:
         z = gaussian(n, d)
         singular = torch.linalg.svdvals(z.double())
         p = singular / singular.sum()
-        found = collapse.spread(z)
+        found = spread.spread(z)
         assert found["rankme"] == pytest.approx(float((-(p * p.log()).sum()).exp()), rel=1e-6)
         first = torch.linalg.svdvals(F.normalize(z.double(), dim=1))[0] ** 2 / n
         assert found["first_share"] == pytest.approx(float(first), rel=1e-6)
     two = torch.tensor([[1.0, 0.0], [0.0, 3.0]])  # at right angles: half of the directions each, whatever their length
-    assert collapse.spread(two)["first_share"] == pytest.approx(0.5)
-    assert collapse.spread(torch.eye(2))["rankme"] == pytest.approx(2)
+    assert spread.spread(two)["first_share"] == pytest.approx(0.5)
+    assert spread.spread(torch.eye(2))["rankme"] == pytest.approx(2)
 
 
 def test_spread_of_what_is_hardly_there() -> None:
     for z in [torch.zeros(4, 3), torch.ones(4, 3), torch.full((4, 3), 1e-30), torch.full((4, 3), 3e38), torch.ones(1, 3)]:
-        assert collapse.spread(z) == pytest.approx({"rankme": 1, "first_share": 1})
-        assert float(collapse.z_std(z)) == pytest.approx(0, abs=1e-6)
-    broken = collapse.spread(torch.tensor([[float("nan"), 1.0], [0.0, 1.0]]))
+        assert spread.spread(z) == pytest.approx({"rankme": 1, "first_share": 1})
+        assert float(spread.z_std(z)) == pytest.approx(0, abs=1e-6)
+    broken = spread.spread(torch.tensor([[float("nan"), 1.0], [0.0, 1.0]]))
     assert broken["rankme"] != broken["rankme"] and broken["first_share"] != broken["first_share"]
 
 
@@ -290,7 +290,7 @@ def test_a_large_batch_s_rank_is_that_of_some_of_it(
         given.append(len(x))
         return 9.0
 
-    monkeypatch.setattr(collapse, "rankme", rankme)
+    monkeypatch.setattr(spread, "rankme", rankme)
     pretrain(simsiam(tiny), images, settings=but(SETTINGS, epochs=1, batch_size=300), seed=0)
     assert min(given) == LOOKED_AT < 300
 

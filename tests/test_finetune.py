@@ -37,7 +37,13 @@ SETTINGS = Pretrain(
     augment=VIEW,
 )
 TUNING = Finetune(
-    **SETTINGS.model_dump(exclude={"lr", "knn"}), lr=[0.4], held_out=50, space="latent", labels=1.0, budget="fixed"
+    **SETTINGS.model_dump(exclude={"lr", "knn"}),
+    lr=[0.4],
+    scratch_lr=None,
+    held_out=50,
+    space="latent",
+    labels=1.0,
+    budget="fixed",
 )
 
 

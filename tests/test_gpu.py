@@ -186,7 +186,7 @@ def test_features_are_those_of_the_cpu_and_the_encoder_comes_home(model: SimSiam
 
 def test_finetuning_and_its_predictions(model: SimSiam, images: Tensor, cifar: ImageSet) -> None:
     training = SETTINGS.model_dump(exclude={"lr"})
-    settings = Finetune(**training, lr=[0.05, 0.1], held_out=50, space="latent", labels=1.0, budget="fixed")
+    settings = Finetune(**training, lr=[0.05, 0.1], scratch_lr=None, held_out=50, space="latent", labels=1.0, budget="fixed")
     pixels = images.to(pick_device())
     tuned = finetune(model.encoder, pixels, cifar.y_train, classes=10, settings=settings, seed=0, name="test")
     logits, _ = predict(tuned.classifier, pixels[:60])

@@ -2,7 +2,7 @@
 
 import math
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -128,6 +128,8 @@ class TestFastSiam:
             method(z1, z2)[0].backward()
         assert two(z1, z2)[0].item() == pytest.approx(one(z1, z2)[0].item(), rel=1e-6)
         torch.testing.assert_close(two.encoder.map.grad, one.encoder.map.grad)
+        (own,), (simsiams,) = two.own_rates, one.own_rates
+        assert own.part is two.predictor and own[1:] == simsiams[1:] == (1.0, True)
 
     @pytest.mark.parametrize("stop_gradient", [True, False])
     def test_no_gradient_flows_through_the_mean(self, stop_gradient: bool) -> None:
@@ -192,6 +194,8 @@ class TestVICReg:
 
 
 class TestSwAV:
+    PAPERS: ClassVar[dict[str, float]] = {"prototypes": 5, "frozen": 0.0, "temperature": 0.1, "epsilon": 0.05}
+
     def test_codes_are_the_paper_s(self) -> None:
         """Equation 5 by the iterations of its appendix A.1: over prototypes, then over views, three times."""
         scores = random(12, 5)
@@ -215,7 +219,7 @@ class TestSwAV:
 
     @pytest.mark.parametrize("small_views", [0, 3])
     def test_equation_6(self, small_views: int) -> None:
-        method = given("swav", prototypes=5, small_views=small_views, frozen=0.0)
+        method = given("swav", **self.PAPERS, small_views=small_views)
         z = [random(seed=seed) for seed in range(2 + small_views)]
         c = array(method.prototypes)
         assert np.linalg.norm(c, axis=1) == pytest.approx(1, rel=1e-6)
@@ -238,7 +242,7 @@ class TestSwAV:
         assert method(z, z.roll(1, 0))[0].item() == pytest.approx(math.log(4), rel=1e-6)
 
     def test_no_gradient_flows_through_the_codes(self) -> None:
-        method = given("swav", prototypes=5, frozen=0.0)
+        method = given("swav", **self.PAPERS)
         z1, z2 = random(seed=0), random(seed=1)
         method(z1, z2)[0].backward()
         weight, prototypes = torch.eye(D, requires_grad=True), method.prototypes.detach().clone().requires_grad_()

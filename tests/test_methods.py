@@ -101,6 +101,16 @@ def test_the_network_is_built_of_the_params(cifar: ImageSet) -> None:
     assert (half.encoder.settings.mean, half.encoder.settings.std) == ((0.5,) * 3, (0.5,) * 3)
 
 
+def test_the_latent_is_normalised_where_a_method_s_authors_do_it(cifar: ImageSet) -> None:
+    narrow = {"recipes__laptop__model__width": 8}
+    found = {name for name in METHODS if build(params(method=name, **narrow), cifar).encoder.settings.latent_norm}
+    assert found == {"simsiam", "fastsiam", "simclr", "barlow_twins"}
+    for norm in (True, False):  # a recipe may decide it for all
+        for name in ("simsiam", "vicreg"):
+            chosen = {"method": name, "recipes__laptop__model__latent_norm": str(norm).lower()}
+            assert build(params(**chosen, **narrow), cifar).encoder.settings.latent_norm == norm
+
+
 def test_a_method_of_labels_wants_images_that_have_them(cifar: ImageSet) -> None:
     assert build(params(method="supervised"), cifar).options.classes == 10
     nameless = replace(cifar, labels=np.full_like(cifar.labels, -1), classes=())

@@ -60,5 +60,7 @@ def build(params: Params, images: ImageSet, model: Model | None = None) -> Metho
     mean, std = images.normalisation if model.normalisation == "data" else ((0.5,) * 3, (0.5,) * 3)
     filters = whitening(images.x_pretrain, mean, std, FIRST_KERNEL[model.stem]) if model.first_filters == "whitening" else ()
     own_model = dict(model) | {"latent_dim": params.latent_dim, "seed": params.seed}
+    if model.latent_norm is None:
+        own_model["latent_norm"] = method.latent_norm
     settings = EncoderSettings(**own_model, mean=mean, std=std, filters=filters)
     return method(Encoder(settings), own)

@@ -15,6 +15,7 @@ class BarlowTwins(Method):
 
     Options = BarlowTwinsOptions
     title = "Barlow Twins"
+    latent_norm = True  # as their code has it: the loss standardises the latent anyway
     options: BarlowTwinsOptions
 
     def loss(self, *latents: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """FastSiam (Pototzky, Sultan & Schmidt-Thieme, GCPR 2022): SimSiam with a target that is the mean of several views."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -9,6 +9,7 @@ from torch import Tensor
 from simsiam.methods.method import Hidden, Method, MethodOptions
 from simsiam.methods.simsiam import bottleneck, distance
 from simsiam.networks import Encoder, predictor, seeded
+from simsiam.schedule import OwnRate
 from simsiam.seeds import derive
 from simsiam.settings import Augment
 
@@ -16,7 +17,8 @@ from simsiam.settings import Augment
 class FastSiamOptions(MethodOptions):
     stop_gradient: bool
     views: Annotated[int, Field(ge=2, le=16)]
-    predictor_hidden: Hidden | None  # None: as SimSiam's
+    predictor_hidden: Hidden | None  # these two: as SimSiam's
+    predictor_lr: Literal["cosine", "constant"]
 
 
 class FastSiam(Method):
@@ -24,6 +26,7 @@ class FastSiam(Method):
 
     Options = FastSiamOptions
     title = "FastSiam"
+    latent_norm = True
     lowest_loss = -1.0
     options: FastSiamOptions
 
@@ -33,6 +36,10 @@ class FastSiam(Method):
         d = encoder.settings.latent_dim
         with seeded(derive(encoder.settings.seed, 2)):
             self.predictor = predictor(d, options.predictor_hidden or bottleneck(d), encoder.settings.hidden_norm)
+
+    @property
+    def own_rates(self) -> list[OwnRate]:
+        return [OwnRate(self.predictor, constant=self.options.predictor_lr == "constant")]
 
     def views(self, augment: Augment) -> list[Augment]:
         return [augment] * self.options.views

@@ -37,6 +37,7 @@ class Method(nn.Module):
     Options: type[MethodOptions] = MethodOptions
     title: str  # what it is called on the page
     lowest_loss: float | None = None  # what its loss is where all views agree, if that tells views that are too alike
+    latent_norm = False  # whether its authors have BatchNorm, without affine, on the latent
     stop_gradient = True  # False: one was left out, which is why it collapses if it does
     labelled = False  # True: `forward` takes the images' `labels`, (N,) int64, too, and sees no image without one
 

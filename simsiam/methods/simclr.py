@@ -16,6 +16,7 @@ class SimCLR(Method):
 
     Options = SimCLROptions
     title = "SimCLR"
+    latent_norm = True  # as their code has it, and BYOL's section 3.3 remarks
     options: SimCLROptions
 
     def loss(self, *latents: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ class SimSiam(Method):
 
     Options = SimSiamOptions
     title = "SimSiam"
+    latent_norm = True
     lowest_loss = -1.0
     options: SimSiamOptions
 
