@@ -1,38 +1,26 @@
 """Each method's learning rate, chosen on held-out training images: python -m ablation.rates
 
-`ablation.rates` in params.yaml says which methods and rates. Each method gets the same number of trials, at the settings of
-the recipe in use, and none sees the held-out images before they are scored (`ablation.trial`). What they found is in
-ablation/results/rates/RECIPE.json, which git tracks; trials that are there, made with the same params, code and images, are
-not run again, and several processes share the work. At the end the rate with the best kNN is named for each method: whether
-it goes into `recipes.RECIPE.methods.METHOD.lr` is yours to say.
+`ablation.rates` in params.yaml says which rates are tried for which method, the same number for each. A trial is one of
+`python -m ablation.search`, at the settings of the recipe in use. At the end the rate with the best kNN is named for each
+method: whether it goes into `recipes.RECIPE.methods.METHOD.lr` is yours to say.
 """
 
 import sys
 from argparse import ArgumentParser, RawTextHelpFormatter
-from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ablation.figures import rates_figure
-from ablation.results import Found, flat, otherwise
+from ablation.results import Found
+from ablation.search import MADE_WITH, RESULTS, checked, made_with, rows, search
 from ablation.tables import Column, Picture, Table, markdown, write
-from ablation.trial import trial
-from simsiam import code, fitting
-from simsiam.checkpoint import store_folder
-from simsiam.errors import UserError
-from simsiam.files import Busy, locked, read_json, scratch_folder, write_json
 from simsiam.images import ImageSet
-from simsiam.machine import machine
-from simsiam.methods import options
 from simsiam.settings import Params, load
 from stages.common import load_images, plainly
 
 NAME = "rates"
-RESULTS = Path("ablation/results/rates")
-HOW = "delete it, and `python -m ablation.rates` makes it anew"
 COMMANDS = {"the trials that are not there yet, and this table": "python -m ablation.rates"}
 MEASURED = {
     "knn": Column("held-out training images", "kNN (%)", 100, ".1f"),
@@ -48,111 +36,33 @@ CHOSEN |= {"edge": Column("", "at the edge of those tried"), "trials": Column(""
 CHOSEN |= {"used": Column("", "lr in params.yaml", 1, "g"), "differs": Column("", "params.yaml differs")}
 
 
-def params_of(root: Path, method: str, lr: float) -> Params:
-    """params.yaml as a trial of this method and rate changes it. Raises UserError for an unknown method."""
-    params = load(root / "params.yaml")
-    recipe, rates = params.recipe, params.ablation.rates
-    changes = [f"method={method}", f"seed={rates.seed}", f"recipes.{recipe}.methods.{method}.lr={lr!r}"]
-    changed = load(root / "params.yaml", [*changes, f"recipes.{recipe}.pretrain.epochs={rates.epochs}"])
-    options(changed)
-    return changed
-
-
-@cache
-def code_of_a_trial(method: str) -> str:
-    return code.digest("ablation.trial", code.NO_NUMBERS, method=method)
-
-
-def made_with(params: Params, held_out: int, digest: str) -> dict[str, Any]:
-    """What a trial depends on: params as the trial changes them, code, images."""
-    content = params.in_use()
-    recipe = content["recipes"][params.recipe]
-    kept = {key: content[key] for key in ("recipe", "method", "latent_dim", "stop_gradient", "seed")}
-    kept |= {key: content["embed"][key] for key in ("knn_k", "knn_temperature")} | {"held_out": held_out}
-    kept |= {"recipes": {params.recipe: {key: value for key, value in recipe.items() if key != "finetune"}}}
-    return {"params": kept, "code": code_of_a_trial(params.method), "images": digest}
-
-
-def run_trial(root: Path, images: ImageSet, method: str, lr: float, *, wait: bool) -> None:
-    """Run a trial and add it to the recipe's file, where it is not there yet.
-
-    Raises Busy where another process is at it and `wait` is false.
-    """
-    params = params_of(root, method, lr)
-    held_out = fitting.held_out(params.ablation.rates.held_out, len(images.x_train))
-    given, words = made_with(params, held_out, images.digest), name_of(method, lr)
-    path, locks = root / RESULTS / f"{params.recipe}.json", store_folder(root) / "locks"
-    place = f"{NAME}-{params.recipe}-{method}-{lr!r}"
-    with locked(locks / f"{place}.lock", wait=wait, waiting=f"{words}: another program is at it: waiting for it"):
-        made = found(path).get(words, {}).get("made_with", {})
-        if {key: made.get(key) for key in given} == given:
-            return
-        print(words, file=sys.stderr)
-        with scratch_folder(store_folder(root) / "scratch" / place) as scratch:
-            result = trial(params, images, held_out, scratch)
-        if result.get("failed"):
-            print(f"{words}: failed: {result['failed']}", file=sys.stderr)
-        # Others may have added theirs in the meantime.
-        with locked(locks / f"{NAME}-{params.recipe}.lock", wait=True, waiting=f"{words}: waiting to write {path}"):
-            result |= {"method": method, "lr": lr, "made_with": given | {"machine": machine()}}
-            write_json(path, {"trials": dict(sorted((found(path) | {words: result}).items()))})
-
-
-def run_all(root: Path, images: ImageSet) -> None:
-    """Run every trial that is not there yet: first those that no other process is at, then those that it left undone."""
-    rates = load(root / "params.yaml").ablation.rates
-    grid = [(method, lr) for method in rates.methods for lr in rates.rates]
-    for method, lr in grid:  # what is wrong is said before hours go by
-        params_of(root, method, lr)
-    for wait in (False, True):
-        for method, lr in grid:
-            with suppress(Busy):
-                run_trial(root, images, method, lr, wait=wait)
-
-
-def name_of(method: str, lr: float) -> str:
-    return f"{method}, lr {lr!r}"
-
-
-def found(path: Path) -> dict[str, Any]:
-    """The trials in a file, by name. Raises UserError for a file of something else."""
-    if not path.exists():
-        return {}
-    content = read_json(path, how=HOW)
-    trials = content.get("trials") if isinstance(content, dict) else None
-    if not isinstance(trials, dict) or not all(map(good, trials.values())):
-        raise UserError(f"{path} does not hold trials of rates: {HOW}")
-    return trials
-
-
-def good(trial: Any) -> bool:
-    """Whether it has what a trial has."""
-    content = flat(trial) if isinstance(trial, dict) else {}
-    keys = ["lr"] if content.get("failed") else ["lr", "linear", "knn", "rankme", "z_std", "seconds"]
-    numbers = {key: content[key] for key in keys if type(content.get(key)) in (int, float)}
-    shares = [numbers[key] for key in ("linear", "knn") if key in numbers]
-    made = isinstance(content.get("method"), str) and "made_with.params.held_out" in content
-    return made and len(numbers) == len(keys) and all(0 <= share <= 1 for share in shares)
+def lines(params: Params) -> dict[str, tuple[str, float]]:
+    """The trials that params.yaml asks for, as lines for `ablation.search`, with the method and rate of each."""
+    return {
+        f"method={method} recipes.{params.recipe}.methods.{method}.lr={lr!r}": (method, lr)
+        for method, rates in params.ablation.rates.items()
+        for lr in rates
+    }
 
 
 def of_now(root: Path, images: ImageSet | None) -> tuple[list[Found], list[str]]:
-    """Every trial that params.yaml asks for and that is there, and the names of the others. images: None if not there."""
+    """Every trial that params.yaml asks for and that is there, and the lines of the others.
+
+    images: None if they are not there. Where no trial of a line was made as it would be now, the last one that was made
+    otherwise is taken, and says in what.
+    """
     params = load(root / "params.yaml")
-    rates, trials = params.ablation.rates, found(root / RESULTS / f"{params.recipe}.json")
-    there, missing = [], []
-    for method in rates.methods:
-        for lr in rates.rates:
-            result = trials.get(name_of(method, lr))
-            if result is None:
-                missing.append(name_of(method, lr))
-                continue
-            held_out = result["made_with"]["params"].get("held_out")
-            if images:
-                held_out = fitting.held_out(rates.held_out, len(images.x_train))
-            now = made_with(params_of(root, method, lr), held_out, images.digest if images else "")
-            numbers = {key: value for key, value in flat(result).items() if type(value) in (int, float)}
-            stale = otherwise(result["made_with"], {key: value for key, value in now.items() if value})
-            there.append(Found(name_of(method, lr), rates.seed, result, numbers, {}, stale))
+    found, there, missing = rows(root / RESULTS / f"{params.recipe}.csv"), [], []
+    for line, (method, lr) in lines(params).items():
+        now = made_with(checked(root, line.split()), images) if images else {}
+        tried = [row for row in found if row["changes"] == line]
+        tried.sort(key=lambda row: all(row[key] == value for key, value in now.items()))
+        if not tried:
+            missing.append(line)
+            continue
+        stale = ", ".join(key for key in MADE_WITH if key in now and tried[-1][key] != now[key])
+        result = tried[-1] | {"method": method, "lr": lr, "made_with": {"machine": {"device": tried[-1]["device"]}}}
+        there.append(Found(f"{method}, lr {lr:g}", params.seed, result, {}, {}, stale))
     return there, missing
 
 
@@ -167,7 +77,7 @@ def chosen(trials: list[Found], params: Params) -> pd.DataFrame:
 
     It is at the edge where no smaller, or no larger, rate was tried. A trial that failed was tried.
     """
-    table, rows = every_trial(trials), []
+    table, found = every_trial(trials), []
     for method, of in table.groupby("method", sort=False):
         used = params.chosen.methods.get(str(method), {}).get("lr") or params.chosen.pretrain.lr
         row: dict[str, Any] = {"method": method, "trials": len(of), "used": used}
@@ -175,8 +85,8 @@ def chosen(trials: list[Found], params: Params) -> pd.DataFrame:
             best = of.sort_values(["knn", "lr"], ascending=[False, True]).iloc[0]
             row |= best[["lr", *MEASURED]].to_dict()
             row |= {"edge": bool(best["lr"] in (of["lr"].min(), of["lr"].max())), "differs": bool(best["lr"] != used)}
-        rows.append(row)
-    return pd.DataFrame(rows, columns=list(CHOSEN))
+        found.append(row)
+    return pd.DataFrame(found, columns=list(CHOSEN))
 
 
 def study(root: Path, images: ImageSet | None) -> None:
@@ -189,8 +99,8 @@ def study(root: Path, images: ImageSet | None) -> None:
     for each in trials:
         if each.stale:
             print(f"study {NAME}: {each.point} was made with other {each.stale}", file=sys.stderr)
-    best, rates = chosen(trials, params), params.ablation.rates
-    what = f"recipe {params.recipe}, {rates.epochs} epochs, on held-out training images, one seed"
+    best = chosen(trials, params)
+    what = f"recipe {params.recipe}, {params.chosen.pretrain.epochs} epochs, on held-out training images, one seed"
     tables = {
         "chosen": Table(best, CHOSEN, f"The learning rate with which kNN was best, for each method: {what}."),
         "trials": Table(every_trial(trials), TRIALS, "Every trial."),
@@ -220,9 +130,7 @@ def main() -> None:
     with plainly(NAME):
         root = Path()
         images = load_images(root)
-        if not images.labelled:
-            raise UserError("the images have no labels, and rates are compared by what can be read out")
-        run_all(root, images)
+        search(root, images, list(lines(load(root / "params.yaml"))))
         study(root, images)
         print(markdown(Table(every_trial(of_now(root, images)[0]), TRIALS, "")), end="")
 

@@ -227,21 +227,6 @@ class Study(Section):
         return each_once(values)
 
 
-class Rates(Section):
-    """The search of each method's learning rate: one trial for each of `rates`, at each of `methods`."""
-
-    methods: list[Name] = Field(min_length=1)
-    rates: list[Rate] = Field(min_length=1)  # for a batch of 256
-    epochs: Count  # of a trial
-    held_out: Count  # training images that no trial sees and all are measured on; a fifth of them at most
-    seed: Annotated[int, Field(ge=0, lt=2**32)]  # of every trial, and of the slice
-
-    @field_validator("methods", "rates")
-    @classmethod
-    def _each_once(cls, values: list[Any]) -> list[Any]:
-        return each_once(values)
-
-
 class Patches(Section):
     """The dictionary of patches that is the control without a network."""
 
@@ -253,7 +238,14 @@ class Ablation(Section):
     patches: Patches
     points: dict[Name, Changes]
     studies: dict[Name, Study]
-    rates: Rates
+    rates: dict[Name, list[Rate]]  # of each method those that are tried (`ablation.rates`), for a batch of 256
+
+    @field_validator("rates")
+    @classmethod
+    def _equally_many(cls, rates: dict[str, list[float]]) -> dict[str, list[float]]:
+        if not rates or len(counts := {len(each_once(of)) for of in rates.values()}) > 1 or 0 in counts:
+            raise ValueError("each method should have the same number of learning rates, one at least")
+        return rates
 
     @model_validator(mode="after")
     def _defined(self) -> Self:

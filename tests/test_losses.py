@@ -194,7 +194,7 @@ class TestVICReg:
 
 
 class TestSwAV:
-    PAPERS: ClassVar[dict[str, float]] = {"prototypes": 5, "frozen": 0.0, "temperature": 0.1, "epsilon": 0.05}
+    PAPERS: ClassVar[dict[str, Any]] = {"prototypes": 5, "frozen": 0.0, "temperature": 0.1, "epsilon": 0.05}
 
     def test_codes_are_the_paper_s(self) -> None:
         """Equation 5 by the iterations of its appendix A.1: over prototypes, then over views, three times."""
