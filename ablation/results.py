@@ -84,7 +84,8 @@ class Found:
     def machine(self) -> str:
         """What it was made on, as far as results depend on it."""
         made = flat(self.result["made_with"])
-        return f"{made.get('machine.device')}, torch {made.get('machine.versions.torch')}"
+        where = f"{made.get('machine.device')}, {made.get('machine.threads')} threads"
+        return f"{where}, torch {made.get('machine.versions.torch')}"
 
     def has(self, *stages: str) -> bool:
         return set(stages) <= set(self.result["made_with"]["stages"])

@@ -53,7 +53,7 @@ COLUMNS = {  # as the metrics have it -> how it is shown
     **{f"embed.alignment.{space}": Column("alignment", space) for space in TRAINED},
     **{f"embed.uniformity.{space}": Column("uniformity", space, 1, ".2f") for space in TRAINED},
     **{f"project.{space}.silhouette": Column("silhouette of the classes", space.replace("_", " ")) for space in MAPPED},
-    "pretrain.seconds": Column("seconds", "pretraining", 1, ".0f"),
+    "pretrain.seconds": Column("seconds", "pretraining, looks too", 1, ".0f"),
     "finetune.seconds": Column("seconds", "fine-tuning", 1, ".0f"),
     "pretrain.images_per_second": Column("pretraining", "images/s", 1, ".0f"),
     "pretrain.peak_memory": Column("pretraining", "peak memory (MiB)", 1, ".0f"),
@@ -141,12 +141,19 @@ def study(root: Path) -> None:
         used = every + [each for results in controls.values() for each in results]
         write(root, name, used, tables(points | controls, params), pictures, commands=commands, missing=missing)
         print(f"study {name}: in reports/study/{name}/", file=sys.stderr)
-    lind_bosch_hu(root, list(found.values()))
-    why_no_collapse(root, list(found.values()))
+    lind_bosch_hu(root, those_of(found, params, "dimension", "stop_gradient", "head"))
+    why_no_collapse(root, those_of(found, params, "collapse"), those_of(found, params, "rank"))
     rates(root, load_images(root) if (root / "data/images.npz").exists() else None)
     remove_others(root, [*params.ablation.studies, "lind_bosch_hu", "why_no_collapse", RATES])
     if found:
         print("study: `dvc repro` puts it on the page", file=sys.stderr)
+
+
+def those_of(found: dict[tuple[str, int], Found], params: Params, *studies: str) -> list[Found]:
+    """The results of the points of some studies, each once."""
+    of = [params.ablation.studies[name] for name in studies if name in params.ablation.studies]
+    wanted = {(point, seed) for study in of for point in study.points for seed in study.seeds}
+    return [each for key, each in found.items() if key in wanted]
 
 
 def only(found: Found, stages: Sequence[str]) -> Found:

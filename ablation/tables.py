@@ -85,14 +85,17 @@ def html(table: Table) -> str:
 
 
 def note_of_machines(used: Sequence[Found]) -> str:
-    """Which points were made where, if not all on one kind of machine with one torch, or ""."""
+    """Which points were made where, if not all on one kind of machine with one torch and as many threads, or ""."""
     made: dict[str, list[str]] = {}
     for each in used:
         made.setdefault(each.machine, []).append(f"{each.point}, seed {each.seed}")
     if len(made) < 2:
         return ""
     words = "; ".join(f"{machine}: {', '.join(points)}" for machine, points in made.items())
-    return f"Its points were made on different machines, so they differ by rounding too, and in their seconds. {words}."
+    differ = (
+        "Its points were not all made on one machine with as many threads, so they differ by rounding and in seconds too."
+    )
+    return f"{differ} {words}."
 
 
 def remove_others(root: Path, names: Sequence[str]) -> None:

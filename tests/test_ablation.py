@@ -521,23 +521,25 @@ def test_results_made_otherwise_are_named_and_marked(
 
 
 def test_points_of_different_machines_are_named(root: Path, capsys: pytest.CaptureFixture[str], no_figures: None) -> None:
-    def made_on(point: str, device: str, torch: str) -> None:
+    def made_on(point: str, device: str, torch: str, threads: int = 2) -> None:
         for path in (root / f"ablation/results/{point}").glob("*.json"):
             result = json.loads(path.read_text())
-            result["made_with"]["machine"] = {"device": device, "threads": 2, "versions": {"torch": torch}}
+            result["made_with"]["machine"] = {"device": device, "threads": threads, "versions": {"torch": torch}}
             write_json(path, result)
 
     for point in root.glob("ablation/results/*"):
         made_on(point.name, "cpu A", "2.9")
     study(root)
-    assert "different machines" not in capsys.readouterr().err
+    assert "not all made on one machine" not in capsys.readouterr().err
     assert json.loads((root / "reports/study/dimension/study.json").read_text())["note"] == ""
     made_on("d2", "cpu B", "2.9")
     made_on("d8", "cpu A", "2.8")
+    made_on("d32", "cpu A", "2.9", threads=1)
     study(root)
-    assert "study dimension: Its points were made on different machines" in capsys.readouterr().err
+    assert "study dimension: Its points were not all made on one machine" in capsys.readouterr().err
     note = json.loads((root / "reports/study/dimension/study.json").read_text())["note"]
-    assert "cpu B, torch 2.9: d2, seed 0" in note and "cpu A, torch 2.8: d8, seed 0" in note
+    assert "cpu B, 2 threads, torch 2.9: d2, seed 0" in note and "cpu A, 2 threads, torch 2.8: d8, seed 0" in note
+    assert "cpu A, 1 threads, torch 2.9: d32, seed 0" in note
     assert json.loads((root / "reports/study/stop_gradient/study.json").read_text())["note"] == ""
 
 

@@ -51,9 +51,6 @@ CASES = {  # case -> the point of params.yaml
 }
 
 
-RANK_POINTS = load(ROOT / "params.yaml").ablation.studies["rank"].points
-
-
 @cache
 def params_of(point: str) -> str:
     return json.dumps(relevant(load_point(ROOT / "params.yaml", point, 0), list(STAGES)))
@@ -79,7 +76,12 @@ def result(
     right[:lost] = False
     right[1000 : 1000 + gained] = True
     numbers = {"loss": -0.8, "rank": 40.0, "backbone": 60.0, "knn": 0.4} | numbers
-    found = {"pretrain.loss": numbers["loss"], "pretrain.rankme": numbers["rank"], "pretrain.first_share": 0.1}
+    found = {
+        "pretrain.epochs": 3.0,
+        "pretrain.loss": numbers["loss"],
+        "pretrain.rankme": numbers["rank"],
+        "pretrain.first_share": 0.1,
+    }
     found |= {"pretrain.z_std": 0.9, "embed.rankme.backbone": numbers["backbone"], "embed.rankme.random_backbone": 20.0}
     found |= {"embed.knn.backbone": numbers["knn"], "embed.knn.random_backbone": 0.25}
     found |= {"linear_eval.backbone.top1": float(right.mean())}
@@ -87,7 +89,8 @@ def result(
     steps = 50.0 * np.arange(1, records + 1)
     knn = np.where(np.arange(records) % 5 == 4, 0.3, np.nan)
     arrays = {"right_backbone": np.packbits(right), "curve_step": steps, "curve_knn": knn}
-    arrays |= {"curve_z_std": np.full(records, 0.9), "curve_rankme": steps / 20}
+    arrays |= {"curve_z_std": np.full(records, 0.9), "curve_rankme": steps / 20, "curve_loss": -steps / 1000}
+    arrays |= {"curve_backbone_rankme": steps / 30}
     return Found(point, seed, {"made_with": made, "test_images": IMAGES, "pretrain": {"verdict": verdict}}, found, arrays)
 
 
@@ -307,14 +310,14 @@ def test_knn_and_rank_go_together_over_four_combinations_and_more() -> None:
     assert together([10, 20, 30], rising[:3]) == "cannot be told"
 
 
-def everything(seeds: int) -> list[Found]:
-    studies = load(ROOT / "params.yaml").ablation.studies
-    names = dict.fromkeys([*studies["collapse"].points, *studies["rank"].points])
-    return [result(name, seed) for name in names for seed in range(seeds)]
+def everything(study: str, seeds: int) -> list[Found]:
+    return [
+        result(name, seed) for name in load(ROOT / "params.yaml").ablation.studies[study].points for seed in range(seeds)
+    ]
 
 
 def test_figures_have_a_line_for_each_seed_and_the_default_in_each_row() -> None:
-    found = everything(2)
+    found = everything("collapse", 2)
     figure = cases_figure(cases_of(found))
     assert len(figure.axes) == 9
     lines = [len(axes.lines) for axes in figure.axes]
@@ -329,8 +332,7 @@ def test_figures_have_a_line_for_each_seed_and_the_default_in_each_row() -> None
     assert np.asarray(knn.get_xydata()) == pytest.approx(np.array([[250, 30], [500, 30], [750, 30], [1000, 30]]))
     colours = {line.get_color() for line in figure.axes[3].lines}
     assert len(colours) == 6
-    of_rank = [each for each in found if each.point in RANK_POINTS]
-    both = rank_figure(ranks_of(of_rank))
+    both = rank_figure(ranks_of(everything("rank", 2)))
     assert [len(axes.lines) for axes in both.axes] == [12] * 6
     assert len({(line.get_color(), line.get_linestyle()) for line in both.axes[0].lines}) == 6
     for each in found:
@@ -339,7 +341,7 @@ def test_figures_have_a_line_for_each_seed_and_the_default_in_each_row() -> None
 
 
 def test_tables_say_the_kind_and_the_numbers() -> None:
-    found = everything(3)
+    found = everything("collapse", 3)
     for each in found:
         if each.point == "simsiam_no_predictor":
             each.result["pretrain"]["verdict"] = POINT if each.seed else "healthy"
@@ -348,15 +350,15 @@ def test_tables_say_the_kind_and_the_numbers() -> None:
     assert table.index[0] == "the default" and len(table) == 11 and set(table["seeds"]) == {3}
     assert table.loc["no predictor", "collapse"] == "none (1), complete (2)"
     assert table.loc["no predictor", ["embed.knn.backbone", "embed.knn.backbone_sd"]].tolist() == pytest.approx([0.2, 0.1])
-    rows = rank_table(ranks_of([each for each in found if each.point in RANK_POINTS]))
+    rows = rank_table(ranks_of(everything("rank", 3)))
     assert rows[["method", "epochs", "lr", "weight decay"]].iloc[0].tolist() == ["simsiam", 12, "0.3", "0"]
     assert len(rows) == 12
 
 
 def test_the_page_has_every_claim_with_its_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study(tmp_path, [result()])
+    study(tmp_path, [result()], [])
     assert "no two points of it have results" in capsys.readouterr().err and not (tmp_path / "reports").exists()
-    study(tmp_path, everything(1))
+    study(tmp_path, everything("collapse", 1), everything("rank", 1))
     folder = tmp_path / "reports/study/why_no_collapse"
     page = json.loads((folder / "study.json").read_text())
     told = json.loads((tmp_path / "reports/metrics/study_why_no_collapse.json").read_text())["study_why_no_collapse"]
@@ -365,6 +367,6 @@ def test_the_page_has_every_claim_with_its_verdict(tmp_path: Path, capsys: pytes
     assert len(pd.read_csv(folder / "cases.csv")) == 11 and set(page["figures"]) == {"cases", "rank"}
     assert "could not be drawn" not in capsys.readouterr().err
     shutil.rmtree(folder)
-    study(tmp_path, [result(), result("simsiam_ema")])
+    study(tmp_path, [result(), result("simsiam_ema")], [])
     page = json.loads((folder / "study.json").read_text())
     assert list(page["tables"]) == list(page["figures"]) == ["cases"]

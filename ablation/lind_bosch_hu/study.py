@@ -24,7 +24,7 @@ COLUMNS = {
     "encoder": Column("", "encoder"),
     "stop_gradient": Column("", "stop-gradient"),
     "seeds": Column("", "seeds"),
-    "epochs": Column("", "epochs"),
+    "epochs": Column("", "epochs", 1, ".0f"),
     "top1": Column("head on the latent", "top-1", 100, ".1f"),
     "top5": Column("head on the latent", "top-5", 100, ".1f"),
     "control": Column("random encoder, or from scratch", "top-1", 100, ".1f"),
@@ -112,7 +112,7 @@ def accuracies(trained: ByDim, without: ByDim, on_backbone: ByDim, table: str) -
                 "encoder": encoder,
                 "stop_gradient": stop_gradient,
                 "seeds": len(found),
-            }
+            } | means(found, "pretrain.epochs", "epochs")
             for name, key in columns.items():
                 row |= means(found, key, name)
             if encoder == "fine-tuned" and stop_gradient:

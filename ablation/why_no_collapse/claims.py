@@ -4,9 +4,10 @@ found, each with its rule in words and the code that judges by it.
 Chen & He 2020: arXiv 2011.10566, ImageNet, ResNet-50. Tian, Chen & Ganguli 2021: arXiv 2102.06810, mostly BYOL on STL-10,
 ResNet-18; without a moving average it is SimSiam. Li, Efros & Pathak, ECCV 2022: arXiv 2209.15007.
 
-The rules were written before any of these points ran. Accuracies are those of a linear classifier on the backbone, on the
-test images; their differences have 95 % intervals over seeds and images, or over images alone where there is one seed.
-RankMe is compared by ratios (`ablation.compare.ratio`): with one seed, less than a factor of 2 tells nothing.
+The rules were written before any of these points ran; that of the predictor's rate was turned round since, as it says.
+Accuracies are those of a linear classifier on the backbone, on the test images; their differences have 95 % intervals over
+seeds and images, or over images alone where there is one seed. RankMe is compared by ratios (`ablation.compare.ratio`): with
+one seed, less than a factor of 2 tells nothing.
 """
 
 from collections import defaultdict
@@ -181,7 +182,8 @@ def seen(found: list[Found], default: list[Found]) -> str:
 
 
 def told(found: list[Found], default: list[Found], holds: bool, fails: bool, untold: str, extra: str = "") -> Finding:
-    words = f"{len(found)} trainings: {seen(found, default)}{extra}"
+    epochs = " or ".join(f"{number:g}" for number in sorted({each.numbers["pretrain.epochs"] for each in found}))
+    words = f"{len(found)} trainings of {epochs} epochs: {seen(found, default)}{extra}"
     return Finding(holds, fails, words, f"the default, {len(default)} trainings: {seen(default, default)}", untold)
 
 

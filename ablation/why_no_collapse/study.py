@@ -29,10 +29,20 @@ NUMBERS = {
     "embed.knn.random_backbone": Column("random encoder", "kNN (%)", 100, ".1f"),
 }
 COLUMNS = {name: Column("", name) for name in ("change", "seeds", "collapse")} | NUMBERS
-RANK_COLUMNS = {name: Column("", name) for name in ("method", "epochs", "lr", "weight decay", "seeds")} | NUMBERS
+RANK_NUMBERS = NUMBERS | {
+    "embed.explained_auc.backbone": Column("backbone, test images", "area under the explained variance")
+}
+RANK_COLUMNS = {
+    name: Column("", name) for name in ("method", "epochs", "lr", "weight decay", "seeds", "verdict")
+} | RANK_NUMBERS
 CURVES = {
     "z_std": "z_std of a batch's latents",
     "rankme": "RankMe of a batch's latents",
+    "knn": "kNN on held-out training images (%)",
+}
+RANK_CURVES = {
+    "loss": "loss",
+    "backbone_rankme": "RankMe of a batch's features, on the backbone",
     "knn": "kNN on held-out training images (%)",
 }
 ROWS = {  # what is drawn together, each beside the default
@@ -42,9 +52,9 @@ ROWS = {  # what is drawn together, each beside the default
 }
 
 
-def study(root: Path, found: list[Found]) -> None:
-    """Write reports/study/why_no_collapse/ and the verdicts as metrics, from what fits (`cases_of`, `ranks_of`)."""
-    cases, ranks = cases_of(found), ranks_of(found)
+def study(root: Path, collapse: list[Found], rank: list[Found]) -> None:
+    """Write reports/study/why_no_collapse/ and the verdicts as metrics, from what fits of the results of two studies."""
+    cases, ranks = cases_of(collapse), ranks_of(rank)
     every = [*cases.values(), *(results for cells in ranks.values() for results in cells.values())]
     used = list({id(each): each for results in every for each in results}.values())
     # A default alone, or one training of each method, says nothing.
@@ -73,7 +83,7 @@ def study(root: Path, found: list[Found]) -> None:
 
 def row_of(found: Sequence[Found]) -> dict[str, Any]:
     row: dict[str, Any] = {"seeds": len(found)}
-    for key in NUMBERS:
+    for key in RANK_NUMBERS:
         row |= means(found, key)
     return row
 
@@ -91,7 +101,8 @@ def rank_table(ranks: Ranks) -> pd.DataFrame:
     rows = []
     for method, cells in ranks.items():
         for (epochs, lr, decay), found in sorted(cells.items()):
-            row = {"method": method, "epochs": epochs, "lr": f"{lr:g}", "weight decay": f"{decay:g}"}
+            row: dict[str, Any] = {"method": method, "epochs": epochs, "lr": f"{lr:g}", "weight decay": f"{decay:g}"}
+            row["verdict"] = ", ".join(dict.fromkeys(each.verdict for each in found))
             rows.append(row | row_of(found))
     return pd.DataFrame(rows)
 
@@ -103,11 +114,11 @@ def cases_figure(cases: Cases) -> Figure:
         for title, names in ROWS.items()
     }
     default = {WORDS["default"]: (cases["default"], "black", "-")}
-    return small_multiples({title: default | lines for title, lines in groups.items() if lines})
+    return small_multiples({title: default | lines for title, lines in groups.items() if lines}, CURVES)
 
 
 def rank_figure(ranks: Ranks) -> Figure:
-    """The same columns; a row for each method: a colour for each rate and weight decay, dashed for fewer epochs."""
+    """Loss, the backbone's RankMe and kNN; a row a method, a colour a rate and weight decay, dashed for fewer epochs."""
     groups = {}
     for method, cells in ranks.items():
         kept = list(dict.fromkeys(cell[1:] for cell in sorted(cells)))
@@ -115,7 +126,7 @@ def rank_figure(ranks: Ranks) -> Figure:
         groups[method] = {
             name_of(cell): look(found, kept.index(cell[1:]), cell, most) for cell, found in sorted(cells.items())
         }
-    return small_multiples({method: lines for method, lines in groups.items() if lines})
+    return small_multiples({method: lines for method, lines in groups.items() if lines}, RANK_CURVES)
 
 
 def name_of(cell: Cell) -> str:
@@ -127,22 +138,27 @@ def look(found: list[Found], colour: int, cell: Cell, most: int) -> tuple[list[F
     return found, COLOURS[colour % len(COLOURS)], "-" if cell[0] == most else "--"
 
 
-def small_multiples(groups: Mapping[str, Mapping[str, tuple[list[Found], str, str]]]) -> Figure:
-    """Group -> line -> results, colour and style: a row of panels for each group, its lines' names at the right."""
+def small_multiples(groups: Mapping[str, Mapping[str, tuple[list[Found], str, str]]], curves: dict[str, str]) -> Figure:
+    """Group -> line -> results, colour and style: a row of panels for each group, its lines' names at the right.
+
+    curves: column of a training's records -> the title of a column of panels.
+    """
     figure = Figure(figsize=(13.5, 2.7 * len(groups) + 0.6), layout="constrained")
-    panels = figure.subplots(len(groups), len(CURVES), squeeze=False, sharex=True, sharey="col")
+    panels = figure.subplots(len(groups), len(curves), squeeze=False, sharex=True)
     for row, (title, lines) in zip(panels, groups.items(), strict=True):
-        for axes, column in zip(row, CURVES, strict=True):
+        for axes, first, column in zip(row, panels[0], curves, strict=True):
+            if column != "loss" and axes is not first:  # the methods' losses have nothing in common
+                axes.sharey(first)
             for label, (results, colour, style) in lines.items():
                 for number, found in enumerate(results):
                     curve(axes, found, column, color=colour, linestyle=style, label=label if number == 0 else None)
             axes.set_xlim(0, None)
             axes.grid(alpha=0.3)
-            if column != "knn":
+            if column not in ("knn", "loss"):
                 axes.set_ylim(0, 1.1 if column == "z_std" else None)
         row[0].set_ylabel(title)
         row[-1].legend(*row[0].get_legend_handles_labels(), frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
-    for top, bottom, name in zip(panels[0], panels[-1], CURVES.values(), strict=True):
+    for top, bottom, name in zip(panels[0], panels[-1], curves.values(), strict=True):
         top.set_title(name)
         bottom.set_xlabel("step")
     return figure
