@@ -199,6 +199,8 @@ def test_the_labelled_have_every_control(done: Run) -> None:
         pytest.skip("images without labels have nothing to control")
     assert set(linear) >= SPACES and set(done.metrics["embed"]["knn"]) == SPACES
     assert set(tuned["scratch"]) >= {"top1", "loss"} and set(tuned["scratch"]) <= set(tuned)
+    rates = quick().chosen.finetune
+    assert [tuned["lr"]] == rates.lr != [tuned["scratch"]["lr"]] == rates.scratch_lr
     assert set(explained["residual"]) == {"frozen", "finetuned", "random"} and explained["additivity_residual"] < 1e-3
     assert "random encoder" in done.page
     values, heads = read_npz(done.root / "data/shap.npz"), load_weights(done.root / "models/linear.pt")
