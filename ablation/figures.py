@@ -14,6 +14,7 @@ from simsiam.plots import COLOURS, SPACES, class_legend, scatter
 Points = dict[str, list[Found]]
 Axis = tuple[str, dict[str, float]]  # a key of params.yaml, and its value at each point
 STYLES = ("-", "--", ":", "-.")
+LETTERS = 11  # of a legend to an inch
 SPACE_LINES = {space: SPACES[space] for space in ("backbone", "latent", "random_backbone", "random_latent")}
 PANELS = {  # title -> a line's number -> its name, colour and style
     "linear evaluation": {f"linear_eval.{space}.top1": line for space, line in SPACE_LINES.items()},
@@ -129,7 +130,7 @@ def looks_figure(points: Points, axis: Axis | None) -> Figure:
             axes.fill_between(seconds, *band, color=colour, alpha=0.18, linewidth=0)
     axes.set(xlabel="seconds of training", ylabel="kNN top-1 of held-out training images (%)", xlim=(0, None))
     axes.grid(alpha=0.3)
-    legend(figure, axes, columns=4)
+    legend(figure, axes)
     return figure
 
 
@@ -154,7 +155,7 @@ def rates_figure(trials: pd.DataFrame, used: dict[str, float]) -> Figure:
         axes.set_xticks(rates := sorted(trials["lr"].unique()), [f"{rate:g}" for rate in rates])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    legend(figure, panels[0], columns=8)
+    legend(figure, panels[0])
     return figure
 
 
@@ -215,7 +216,9 @@ def styles(points: Points, axis: Axis | None) -> dict[str, dict[str, Any]]:
     return {point: {"color": tuple(shade)} for point, shade in zip(places(points, axis), shades, strict=True)}
 
 
-def legend(figure: Figure, *panels: Axes, columns: int = 7) -> None:
-    """The lines' names below the figure, each once."""
+def legend(figure: Figure, *panels: Axes) -> None:
+    """The lines' names below the figure, each once, in as many columns as the longest leaves room for."""
     lines = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(lines.values(), lines.keys(), frameon=False, loc="outside lower center", ncols=columns)
+    if lines:
+        columns = int(LETTERS * figure.get_figwidth() / (max(map(len, lines)) + 8))  # 8: for the line before it
+        figure.legend(lines.values(), lines.keys(), frameon=False, loc="outside lower center", ncols=max(1, columns))

@@ -7,7 +7,7 @@ there are now, are named on stderr and on the page.
 
 import sys
 from argparse import ArgumentParser, RawTextHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -34,7 +34,6 @@ MEASURED = ("embed", "linear_eval", "project", "explain")  # sections that say w
 TRAINED = ("backbone", "latent")
 COLUMNS = {  # as the metrics have it -> how it is shown
     "point": Column("", "point"),
-    "changes": Column("", "what it changes"),
     "role": Column("", "stands for"),
     "seeds": Column("", "seeds"),
     **{f"linear_eval.{space}.top1": Column("linear top-1 (%)", space.replace("_", " "), 100, ".1f") for space in SPACES},
@@ -57,6 +56,7 @@ COLUMNS = {  # as the metrics have it -> how it is shown
     "finetune.seconds": Column("seconds", "fine-tuning", 1, ".0f"),
     "pretrain.images_per_second": Column("pretraining", "images/s", 1, ".0f"),
     "pretrain.peak_memory": Column("pretraining", "peak memory (MiB)", 1, ".0f"),
+    "changes": Column("", "what it changes"),
     "stale": Column("", "made with other"),
 }
 
@@ -121,7 +121,8 @@ def study(root: Path) -> None:
         points = {p: [only(found[p, seed], of.stages) for seed in of.seeds if (p, seed) in found] for p in of.points}
         points = {point: results for point, results in points.items() if results}
         every = [each for results in points.values() for each in results]
-        missing = [f"{p}, seed {seed}" for p in of.points for seed in of.seeds if (p, seed) not in found]
+        absent = {point: [seed for seed in of.seeds if (point, seed) not in found] for point in of.points}
+        missing = [f"{p}, seed{'s' * (len(of) > 1)} {', '.join(map(str, of))}" for p, of in absent.items() if of]
         command = f"for point in {' '.join(of.points)}; do python -m ablation.point $point; done"
         if not every:
             print(f"study {name}: it has no results: `{command}` makes them", file=sys.stderr)
@@ -172,8 +173,10 @@ def controls_of(points: Points, patches: list[Found]) -> Points:
 
 def tables(points: Points, params: Params) -> dict[str, Table]:
     """Every table that the points allow, in the order of the page."""
-    main = numbers(points, params)
+    changes, common = changes_of(list(points), params)
+    main = numbers(points, changes)
     words = [CAPTION, *(meaning for role, meaning in ROLES.items() if role in main["role"].tolist())]
+    words += [f"All points have {common}."] * bool(common)
     found = {"table": Table(main, COLUMNS, " ".join(words))}
     if len(alike := cka(points)) > 1:
         found["cka"] = Table(
@@ -242,13 +245,30 @@ def published(points: Points) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def numbers(points: Points, params: Params) -> pd.DataFrame:
+def changes_of(points: Sequence[str], params: Params) -> tuple[dict[str, str], str]:
+    """What each point changes of params.yaml that not all of these change alike, and what all of them do."""
+    every = {point: params.ablation.points[point] for point in points if point in params.ablation.points}
+
+    def said(changes: Iterable[tuple[str, Any]]) -> str:
+        return " ".join(f"{key.removeprefix(f'recipes.{params.recipe}.')}={value}" for key, value in changes)
+
+    alike = [item for item in next(iter(every.values()), {}).items() if all(item in of.items() for of in every.values())]
+    alike *= len(every) > 1
+    own = {point: said(item for item in of.items() if item not in alike) for point, of in every.items()}
+    return own, said(alike)
+
+
+def numbers(points: Points, changes: Mapping[str, str]) -> pd.DataFrame:
     """A row a point: what it changes, and mean and deviation over its seeds of every number that its stages give."""
     rows = []
     for point, results in points.items():
-        changes = " ".join(f"{key}={value}" for key, value in params.ablation.points.get(point, {}).items())
         verdicts = [found.verdict for found in results if "pretrain" in found.result]
-        row: dict[str, Any] = {"point": point, "changes": changes, "role": role(results[0]), "seeds": len(results)}
+        row: dict[str, Any] = {
+            "point": point,
+            "changes": changes.get(point) or None,
+            "role": role(results[0]),
+            "seeds": len(results),
+        }
         for key in COLUMNS:
             row |= means(results, key)
         told = [v + f" ({verdicts.count(v)})" * (len(set(verdicts)) > 1) for v in dict.fromkeys(verdicts)]

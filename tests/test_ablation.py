@@ -22,7 +22,7 @@ from ablation.figures import accuracy_figure, looks_figure, maps_figure
 from ablation.lind_bosch_hu.claims import CLAIMS, Grid, grid_of, judged
 from ablation.point import RESULTS, made_with, relevant, run_point, work
 from ablation.results import ARRAYS, MAPPED, NETWORKS, PATCHES, SOME, SPACES, Found, flat, read_one
-from ablation.study import COLUMNS, axis_of, cka, published, study
+from ablation.study import COLUMNS, axis_of, changes_of, cka, published, study
 from simsiam.errors import UserError
 from simsiam.files import read_npz, write_json, write_npz
 from simsiam.images import ImageSet
@@ -518,6 +518,15 @@ def test_results_made_otherwise_are_named_and_marked(
     (root / "data/images.npz").unlink()
     study(root)
     assert "cannot be told whether the results are of the same images" in capsys.readouterr().err
+
+
+def test_what_all_points_change_alike_is_said_once() -> None:
+    params = load(ROOT / "params.yaml")
+    own, common = changes_of(params.ablation.studies["collapse"].points, params)
+    assert common == "method=simsiam pretrain.knn=1000 pretrain.epochs=3"
+    assert own["simsiam_short"] == "" and own["simsiam_ema"] == "methods.simsiam.target=ema"
+    assert changes_of(["d2", "a control"], params) == ({"d2": "latent_dim=2 finetune.lr=[0.01, 0.03, 0.1]"}, "")
+    assert changes_of([], params) == ({}, "")
 
 
 def test_points_of_different_machines_are_named(root: Path, capsys: pytest.CaptureFixture[str], no_figures: None) -> None:
