@@ -1,12 +1,16 @@
 """How far two encoders' accuracies on the same test images differ, and how sure that is."""
 
 from collections.abc import Sequence
+from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import norm, rankdata, spearmanr
 from scipy.stats import t as student
+
+SMALL = 0.01  # of accuracy: less counts as none
+ALONE = 2.0  # with one seed, by how much two trainings' numbers have to differ
 
 
 class Estimate(NamedTuple):
@@ -56,9 +60,6 @@ def contrast(*groups: NDArray[np.float64]) -> Estimate:
     return Estimate(value, float(width) * variance**0.5)
 
 
-ALONE = 2.0  # with one seed, by how much two trainings' numbers have to differ
-
-
 def ratio(a: Sequence[float], b: Sequence[float]) -> Estimate:
     """Logarithm of a's geometric mean over b's, of positive numbers that the seeds of two points gave.
 
@@ -73,6 +74,25 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> Estimate:
     few = (parts**2 / (np.array([len(x), len(y)]) - 1)).sum()
     width = student.ppf(0.975, parts.sum() ** 2 / few) if few > 0 else 0.0
     return Estimate(value, float(width * parts.sum() ** 0.5))
+
+
+def points(found: Estimate) -> str:
+    """A difference of accuracies in points, with half of its interval."""
+    return f"{100 * found.value:.1f} ± {100 * found.half:.1f}"
+
+
+def ranked(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
+    """Spearman's correlation and its p by permuting the points, two-sided: all orders of up to seven points, else 10,000."""
+    a, b = (rankdata(values) - (len(values) + 1) / 2 for values in (x, y))
+    rng, n = np.random.default_rng(0), len(a)
+    orders = list(permutations(range(n))) if n <= 7 else [np.arange(n), *(rng.permutation(n) for _ in range(9_999))]
+    found = a[np.array(orders)] @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-300)  # the first is the order there is
+    return float(found[0]), float((np.abs(found) > abs(found[0]) - 1e-9).mean())
+
+
+def correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Spearman's, or 0 where there is nothing to rank."""
+    return float(spearmanr(x, y).statistic) if np.ptp(x) and np.ptp(y) else 0.0
 
 
 def _rest(group: NDArray[np.float64]) -> float:

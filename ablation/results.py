@@ -17,6 +17,12 @@ from simsiam.settings import Params, load_point
 from stages.common import load_images
 
 Arrays = dict[str, NDArray[Any]]
+MEASURED = (
+    "embed",
+    "linear_eval",
+    "project",
+    "explain",
+)  # sections of params that say what is measured, not what is trained
 SPACES = ("backbone", "latent", "random_backbone", "random_latent")
 MAPPED = ("backbone", "latent", "random_backbone", "finetuned")
 NETWORKS = ("frozen", "finetuned", "random")

@@ -21,7 +21,7 @@ from ablation.lind_bosch_hu.study import study as lind_bosch_hu
 from ablation.point import Failed, run_all
 from ablation.rates import NAME as RATES
 from ablation.rates import study as rates
-from ablation.results import MAPPED, PATCHES, SPACES, Found, flat, read, read_patches
+from ablation.results import MAPPED, MEASURED, PATCHES, SPACES, Found, flat, read, read_patches
 from ablation.tables import COMMANDS, Column, Picture, Table, means, note_of_machines, remove_others, write
 from ablation.why_no_collapse.study import study as why_no_collapse
 from simsiam.images.cifar10 import CLASSES
@@ -30,7 +30,6 @@ from simsiam.metrics import linear_cka
 from simsiam.settings import Params, load
 from stages.common import load_images, plainly
 
-MEASURED = ("embed", "linear_eval", "project", "explain")  # sections that say what is measured, not what is trained
 TRAINED = ("backbone", "latent")
 COLUMNS = {  # as the metrics have it -> how it is shown
     "point": Column("", "point"),

@@ -6,26 +6,22 @@ latent ("frozen") and of the fine-tuned network, on the test images; differences
 """
 
 from collections import defaultdict
-from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata, spearmanr
 
 from ablation.claims import Claim, Finding, Untold
 from ablation.claims import judged as judged_by
-from ablation.compare import Estimate, contrast, difference
-from ablation.results import Found, flat
+from ablation.compare import SMALL, contrast, correlation, difference, points, ranked
+from ablation.results import MEASURED, Found, flat
 from simsiam.collapse import RECORDS
 
 ByDim = dict[int, list[Found]]  # latent dimension, ascending -> a result for each seed
-SMALL = 0.01  # of accuracy: less counts as none
 MONOTONE = 0.8  # Spearman's correlation
 HIDDEN = 0.5  # of what is lost frozen, no more than this is left
 MUCH = 0.5  # of the variance
 CORNER = 0.30  # share of the SHAP mass in one quadrant; spread evenly, each has .25
-FREE = ("data", "embed", "linear_eval", "project", "explain")  # sections that no training depends on
 PAIRS = ("cat", "dog", "truck")
 
 
@@ -50,7 +46,9 @@ def grid_of(found: list[Found]) -> Grid:
         if each.params["method"] == "simsiam" and not each.has("download"):  # with images of its own
             free = {"latent_dim", "stop_gradient", "seed", f"recipes.{each.params['recipe']}.finetune.space"}
             kept = {
-                key: value for key, value in flat(each.params).items() if key not in free and key.split(".")[0] not in FREE
+                key: value
+                for key, value in flat(each.params).items()
+                if key not in free and key.split(".")[0] not in ("data", *MEASURED)
             }
             groups[repr((sorted(kept.items()), each.result["made_with"]["images"]))].append(each)
     cells: dict[tuple[bool, str], dict[int, dict[int, Found]]] = defaultdict(lambda: defaultdict(dict))
@@ -336,21 +334,3 @@ def right(found: list[Found], space: str) -> NDArray[np.bool_]:
 def over(cells: ByDim, key: str) -> NDArray[np.float64]:
     """(dimensions,): a number's mean over seeds."""
     return np.array([np.mean([each.numbers[key] for each in found]) for found in cells.values()])
-
-
-def points(found: Estimate) -> str:
-    return f"{100 * found.value:.1f} ± {100 * found.half:.1f}"
-
-
-def ranked(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
-    """Spearman's correlation and its p by permuting the points, two-sided: all orders of up to seven points, else 10,000."""
-    a, b = (rankdata(values) - (len(values) + 1) / 2 for values in (x, y))
-    rng, n = np.random.default_rng(0), len(a)
-    orders = list(permutations(range(n))) if n <= 7 else [np.arange(n), *(rng.permutation(n) for _ in range(9_999))]
-    found = a[np.array(orders)] @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-300)  # the first is the order there is
-    return float(found[0]), float((np.abs(found) > abs(found[0]) - 1e-9).mean())
-
-
-def correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """Spearman's, or 0 where there is nothing to rank."""
-    return float(spearmanr(x, y).statistic) if np.ptp(x) and np.ptp(y) else 0.0

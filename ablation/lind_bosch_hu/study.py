@@ -33,7 +33,7 @@ COLUMNS = {
     "published_top5": Column("the report", "top-5", 100, ".1f"),
     "published_epochs": Column("the report", "epochs", 1, ".0f"),
 }
-MEASURED = {  # encoder -> column -> the number
+ENCODERS = {  # encoder -> column -> the number
     "frozen": {name: f"linear_eval.latent.{name}" for name in ("top1", "top5")}
     | {"control": "linear_eval.random_latent.top1", "backbone": "linear_eval.backbone.top1"},
     "fine-tuned": {"top1": "finetune.top1", "top5": "finetune.top5", "control": "finetune.scratch.top1"},
@@ -106,7 +106,7 @@ def accuracies(trained: ByDim, without: ByDim, on_backbone: ByDim, table: str) -
     """
     rows: list[dict[str, Any]] = []
     for stop_gradient, dim, found in [(s, d, c[d]) for s, c in ((True, trained), (False, without)) for d in sorted(c)[::-1]]:
-        for encoder, columns in MEASURED.items():
+        for encoder, columns in ENCODERS.items():
             row: dict[str, Any] = {
                 "latent_dim": dim,
                 "encoder": encoder,

@@ -17,9 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ablation.claims import Claim, Finding, Untold
-from ablation.compare import Estimate, difference, ratio
-from ablation.lind_bosch_hu.claims import FREE, SMALL, points, ranked
-from ablation.results import Found, flat
+from ablation.compare import SMALL, Estimate, difference, points, ranked, ratio
+from ablation.results import MEASURED, Found, flat
 from simsiam.collapse import RECORDS
 
 Kind = Literal["complete", "onto few directions", "lost rank", "none"]
@@ -64,7 +63,7 @@ def trained_with(found: Found) -> dict[str, Any]:
     """All that the training depended on but the seed, by keys without recipes.RECIPE."""
     recipe = f"{TO}{found.params['recipe']}."
     content = {key.removeprefix(recipe): value for key, value in flat(found.params).items() if key != "seed"}
-    return {key: value for key, value in content.items() if key.split(".")[0] not in (*FREE, "finetune")} | {
+    return {key: value for key, value in content.items() if key.split(".")[0] not in ("data", *MEASURED, "finetune")} | {
         "images": found.result["made_with"]["images"]
     }
 
