@@ -21,7 +21,7 @@ PANELS = {  # title -> a line's number -> its name, colour and style
     "kNN": {f"embed.knn.{space}": line for space, line in SPACE_LINES.items()},
     "fine-tuned": {
         "finetune.top1": ("fine-tuned", COLOURS[4], "-"),
-        "finetune.scratch.top1": ("the same training from scratch", COLOURS[8], "--"),
+        "finetune.scratch.top1": ("from scratch", COLOURS[8], "--"),
     },
 }
 

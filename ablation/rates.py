@@ -14,11 +14,11 @@ import pandas as pd
 
 from ablation.figures import rates_figure
 from ablation.results import Found
-from ablation.search import MADE_WITH, RESULTS, checked, made_with, rows, search
+from ablation.search import RESULTS, checked, made_with, rows, search
 from ablation.tables import Column, Picture, Table, markdown, write
 from simsiam.images import ImageSet
 from simsiam.settings import Params, load
-from stages.common import load_images, plainly
+from stages.common import alone, load_images, plainly
 
 NAME = "rates"
 COMMANDS = {"the trials that are not there yet, and this table": "python -m ablation.rates"}
@@ -48,20 +48,21 @@ def lines(params: Params) -> dict[str, tuple[str, float]]:
 def of_now(root: Path, images: ImageSet | None) -> tuple[list[Found], list[str]]:
     """Every trial that params.yaml asks for and that is there, and the lines of the others.
 
-    images: None if they are not there. Where no trial of a line was made as it would be now, the last one that was made
-    otherwise is taken, and says in what.
+    images: None if they are not there. Where no trial was made as it would be now, the last one of the same line is taken,
+    and says in what it was made otherwise.
     """
     params = load(root / "params.yaml")
     found, there, missing = rows(root / RESULTS / f"{params.recipe}.csv"), [], []
     for line, (method, lr) in lines(params).items():
-        now = made_with(checked(root, line.split()), images) if images else {}
-        tried = [row for row in found if row["changes"] == line]
-        tried.sort(key=lambda row: all(row[key] == value for key, value in now.items()))
+        now = made_with(checked(root, line.split()), images)
+        fresh = [row for row in found if all(row[key] == value for key, value in now.items())]
+        tried = fresh or [row for row in found if row["changes"] == line]
         if not tried:
             missing.append(line)
             continue
-        stale = ", ".join(key for key in MADE_WITH if key in now and tried[-1][key] != now[key])
-        result = tried[-1] | {"method": method, "lr": lr, "made_with": {"machine": {"device": tried[-1]["device"]}}}
+        stale = ", ".join(key for key, value in now.items() if tried[-1][key] != value)
+        machine = {key: tried[-1][key] for key in ("device", "threads")}
+        result = tried[-1] | {"method": method, "lr": lr, "made_with": {"machine": machine}}
         there.append(Found(f"{method}, lr {lr:g}", params.seed, result, {}, {}, stale))
     return there, missing
 
@@ -75,9 +76,11 @@ def every_trial(trials: list[Found]) -> pd.DataFrame:
 def chosen(trials: list[Found], params: Params) -> pd.DataFrame:
     """A row a method: the rate with the best kNN, of equals the smallest, and the rate that params.yaml has.
 
-    It is at the edge where no smaller, or no larger, rate was tried. A trial that failed was tried.
+    It is at the edge where no smaller, or no larger, rate was tried. A trial that failed was tried. One that was made
+    otherwise than it would be now counts where the method has no other.
     """
-    table, found = every_trial(trials), []
+    fresh = {each.result["method"] for each in trials if not each.stale}
+    table, found = every_trial([each for each in trials if not (each.stale and each.result["method"] in fresh)]), []
     for method, of in table.groupby("method", sort=False):
         used = params.chosen.methods.get(str(method), {}).get("lr") or params.chosen.pretrain.lr
         row: dict[str, Any] = {"method": method, "trials": len(of), "used": used}
@@ -128,6 +131,7 @@ def main() -> None:
     parser = ArgumentParser(prog="python -m ablation.rates", description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.parse_args()
     with plainly(NAME):
+        alone(NAME)
         root = Path()
         images = load_images(root)
         search(root, images, list(lines(load(root / "params.yaml"))))

@@ -90,8 +90,8 @@ class Found:
     def machine(self) -> str:
         """What it was made on, as far as results depend on it."""
         made = flat(self.result["made_with"])
-        where = f"{made.get('machine.device')}, {made.get('machine.threads')} threads"
-        return f"{where}, torch {made.get('machine.versions.torch')}"
+        words = {"device": "{}", "threads": "{:.0f} threads", "versions.torch": "torch {}"}
+        return ", ".join(text.format(made[f"machine.{key}"]) for key, text in words.items() if f"machine.{key}" in made)
 
     def has(self, *stages: str) -> bool:
         return set(stages) <= set(self.result["made_with"]["stages"])

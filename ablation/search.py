@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ablation.results import flat
@@ -27,12 +26,14 @@ from simsiam.images import ImageSet
 from simsiam.machine import machine
 from simsiam.methods import options
 from simsiam.settings import Params, load
-from stages.common import load_images, plainly
+from stages.common import alone, load_images, plainly
 
 RESULTS = Path("ablation/results/search")
 HELD_OUT = 5000
 MADE_WITH = ("params", "code", "images")  # digests of them; trials from before they were kept have none
 COLUMNS = ("linear", "knn", "rankme", "z_std", "verdict", "seconds", "failed", "changes", "device", "threads", *MADE_WITH)
+NUMBERS = ("linear", "knn", "rankme", "z_std", "seconds", "threads")
+TEXTS = tuple(name for name in COLUMNS if name not in NUMBERS)
 
 
 def search(root: Path, images: ImageSet, lines: list[str]) -> None:
@@ -74,11 +75,12 @@ def code_of(method: str) -> str:
     return code.digest("ablation.trial", code.NO_NUMBERS, method=method)
 
 
-def made_with(params: Params, images: ImageSet) -> dict[str, str]:
-    """What a trial depends on, as digests of 16 hexadecimal digits."""
-    content = relevant(params) | {"held_out": fitting.held_out(HELD_OUT, len(images.x_train))}
-    given = sha256(json.dumps(content, sort_keys=True).encode())
-    return dict(zip(MADE_WITH, (each[:16] for each in (given, code_of(params.method), images.digest)), strict=True))
+def made_with(params: Params, images: ImageSet | None) -> dict[str, str]:
+    """What a trial depends on, as digests of 16 hexadecimal digits; without the images where they are not there."""
+    held_out = fitting.held_out(HELD_OUT, len(images.x_train)) if images else HELD_OUT
+    given = sha256(json.dumps(relevant(params) | {"held_out": held_out}, sort_keys=True).encode())
+    found = {"params": given[:16], "code": code_of(params.method)}
+    return found | ({"images": images.digest[:16]} if images else {})
 
 
 def run(root: Path, images: ImageSet, changes: str, params: Params, *, wait: bool) -> None:
@@ -109,10 +111,12 @@ def rows(path: Path) -> list[dict[Any, Any]]:
     """What a file has, a row a trial; nothing where there is none. Raises UserError for a file of something else."""
     if not path.exists():
         return []
-    with suppress(ValueError):  # which pandas' own errors are
-        table = pd.read_csv(path, dtype=dict.fromkeys(("changes", *MADE_WITH), str))
-        shares = table[["linear", "knn"]].to_numpy() if tuple(table.columns) == COLUMNS else np.array(-1.0)
-        if not ((shares < 0) | (shares > 1)).any():  # NaN: of one that failed
+    with suppress(ValueError, KeyError):  # pandas' own errors are of the first kind
+        table = pd.read_csv(path, dtype=dict.fromkeys(TEXTS, str) | dict.fromkeys(NUMBERS, float))
+        told = table["failed"].notna() | table[["linear", "knn"]].ge(0).all(axis=1) & table[["linear", "knn"]].le(1).all(
+            axis=1
+        )
+        if tuple(table.columns) == COLUMNS and told.all() and table["changes"].notna().all():
             return table.to_dict("records")
     raise UserError(f"{path} does not hold trials: `git checkout {path}` brings back those that were committed")
 
@@ -121,6 +125,7 @@ def main() -> None:
     """Run the trials that the input asks for."""
     ArgumentParser(prog="python -m ablation.search", description=__doc__, formatter_class=RawTextHelpFormatter).parse_args()
     with plainly("search"):
+        alone("search")
         search(Path(), load_images(Path()), sys.stdin.read().splitlines())
 
 

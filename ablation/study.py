@@ -24,6 +24,7 @@ from ablation.rates import study as rates
 from ablation.results import MAPPED, MEASURED, PATCHES, SPACES, Found, flat, read, read_patches
 from ablation.tables import COMMANDS, Column, Picture, Table, means, note_of_machines, remove_others, write
 from ablation.why_no_collapse.study import study as why_no_collapse
+from simsiam.errors import UserError
 from simsiam.images.cifar10 import CLASSES
 from simsiam.methods.every import METHODS
 from simsiam.metrics import linear_cka
@@ -143,7 +144,10 @@ def study(root: Path) -> None:
         print(f"study {name}: in reports/study/{name}/", file=sys.stderr)
     lind_bosch_hu(root, those_of(found, params, "dimension", "stop_gradient", "head"))
     why_no_collapse(root, those_of(found, params, "collapse"), those_of(found, params, "rank"))
-    rates(root, load_images(root) if (root / "data/images.npz").exists() else None)
+    try:
+        rates(root, load_images(root) if (root / "data/images.npz").exists() else None)
+    except UserError as error:  # costs no other study its place
+        print(f"study {RATES}: {error}", file=sys.stderr)
     remove_others(root, [*params.ablation.studies, "lind_bosch_hu", "why_no_collapse", RATES])
     if found:
         print("study: `dvc repro` puts it on the page", file=sys.stderr)

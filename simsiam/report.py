@@ -44,7 +44,7 @@ def accuracy_rows(metrics: Metrics) -> list[tuple[str, float, str]]:
         ("kNN on random encoder's backbone", knn["random_backbone"], "random"),
         ("kNN on random encoder's latent", knn["random_latent"], "random"),
         ("fine-tuned", tuned["top1"], "finetuned"),
-        ("the same training from scratch", tuned["scratch"]["top1"], "random"),
+        ("from scratch", tuned["scratch"]["top1"], "random"),
     ]
 
 

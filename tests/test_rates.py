@@ -193,6 +193,21 @@ def test_other_code_is_another_trial(
     assert {each.stale for each in of_now(root, None)[0]} == {""}
 
 
+def test_trials_count_by_what_they_were_made_with(root: Path, cifar: ImageSet, calls: list[str]) -> None:
+    search(root, cifar, ["recipes.laptop.methods.simsiam.lr=0.10 method=simsiam"])
+    there, missing = of_now(root, cifar)
+    assert [each.point for each in there] == ["simsiam, lr 0.1"] and len(missing) == 3
+    run_all(root, cifar)
+    assert len(calls) == 4
+    set_params(root, recipes__laptop__pretrain__epochs=2)
+    for images in (cifar, None):  # simsiam's .1 was another line
+        assert [each.stale for each in of_now(root, images)[0]] == ["params"] * 3
+    search(root, cifar, [line("simclr", 0.1)])
+    best = chosen(of_now(root, cifar)[0], load(root / "params.yaml")).set_index("method")
+    assert best.loc["simclr", ["lr", "trials"]].tolist() == [0.1, 1]  # .4 is better, but was trained for one epoch
+    assert best.loc["simsiam", ["lr", "trials"]].tolist() == [0.4, 1]
+
+
 def test_two_at_once_run_each_trial_once(root: Path, cifar: ImageSet, calls: list[str]) -> None:
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda _: run_all(root, cifar), range(3)))
@@ -210,12 +225,12 @@ def test_a_trial_that_another_is_at_is_left_for_later(root: Path, cifar: ImageSe
     assert sorted(calls) == ["simclr 0.1", "simclr 0.4", "simsiam 0.1", "simsiam 0.4"]
 
 
-@pytest.mark.parametrize("damage", ["", "a,b\n1,2\n", "knn 20", "binary \0"])
+@pytest.mark.parametrize("damage", ["", "a,b\n1,2\n", "knn 20", "knn text", "binary \0"])
 def test_a_file_of_something_else_is_a_line(root: Path, cifar: ImageSet, calls: list[str], damage: str) -> None:
     path = root / RESULTS / "laptop.csv"
-    if damage == "knn 20":  # a share above one
+    if damage.startswith("knn"):  # a share above one, and none
         run_all(root, cifar)
-        damage = path.read_text().replace("0.3,0.2", "0.3,20.2")
+        damage = path.read_text().replace("0.3,0.2", "0.3,20.2" if damage == "knn 20" else "0.3,<<<0.2")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(damage)
     with pytest.raises(UserError, match=r"laptop\.csv does not hold trials: `git checkout"):

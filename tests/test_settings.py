@@ -1,6 +1,7 @@
 """Every bad params.yaml ends in one line that names the key, the value and what is allowed."""
 
 import copy
+import json
 import re
 import subprocess
 import sys
@@ -285,7 +286,7 @@ def test_a_change_does_not_hide_what_is_wrong_with_the_file(tmp_path: Path) -> N
 
 def test_a_point_is_the_params_with_its_changes(content: Any) -> None:
     for name, changes in content["ablation"]["points"].items():
-        expected = load(PARAMS, [f"{key}={str(value).lower()}" for key, value in changes.items()])
+        expected = load(PARAMS, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
         assert load_point(PARAMS, name) == expected, name
         assert load_point(PARAMS, name) != load(PARAMS) or name == "labels_all"  # which is the default
     assert load_point(PARAMS, "d8").explain.mass_images == 100 and load_point(PARAMS, "d8").latent_dim == 8

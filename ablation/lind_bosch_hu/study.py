@@ -102,7 +102,7 @@ def published() -> pd.DataFrame:
 def accuracies(trained: ByDim, without: ByDim, on_backbone: ByDim, table: str) -> pd.DataFrame:
     """Top-1 and top-5 of frozen and fine-tuned encoders, means and deviations over seeds, beside the report's `table`.
 
-    The control of a frozen encoder is a random one's latent, that of a fine-tuned one the same training from scratch.
+    The control of a frozen encoder is a random one's latent, that of a fine-tuned one a network trained from scratch.
     """
     rows: list[dict[str, Any]] = []
     for stop_gradient, dim, found in [(s, d, c[d]) for s, c in ((True, trained), (False, without)) for d in sorted(c)[::-1]]:
