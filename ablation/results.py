@@ -183,7 +183,9 @@ def _wrong(result: Any, numbers: dict[str, float], point: str, seed: int) -> Ite
     made, classes, stages = result["made_with"], result["classes"], result["made_with"]["stages"]
     if (result["point"], result["seed"]) != (point, seed):
         yield f"it is of point {result['point']}, seed {result['seed']}"
-    if not isinstance(content.get(f"made_with.params.recipes.{made['params']['recipe']}.finetune.space"), str):
+    recipe = f"made_with.params.recipes.{made['params']['recipe']}"
+    wanted = ["pretrain.epochs"] + ["finetune.space"] * ("finetune" in stages)
+    if any(f"{recipe}.{key}" not in content for key in wanted):
         yield "made_with.params has no such recipe"
     for key, names in (("classes", classes), ("made_with.stages", stages)):
         if not names or not all(isinstance(name, str) for name in names):

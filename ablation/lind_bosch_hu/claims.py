@@ -55,7 +55,7 @@ def grid_of(found: list[Found]) -> Grid:
     for each in max(
         groups.values(), key=lambda group: (len({e.params["latent_dim"] for e in group}), len(group)), default=[]
     ):
-        space = each.params["recipes"][each.params["recipe"]]["finetune"]["space"]
+        space = each.params["recipes"][each.params["recipe"]].get("finetune", {}).get("space", "latent")
         # Two points may be the same training, of which the one that went through more stages counts.
         seeds = cells[each.params["stop_gradient"], space][each.params["latent_dim"]]
         seeds[each.seed] = max(seeds.get(each.seed, each), each, key=lambda e: len(e.result["made_with"]["stages"]))
