@@ -525,7 +525,10 @@ def test_what_all_points_change_alike_is_said_once() -> None:
     own, common = changes_of(params.ablation.studies["collapse"].points, params)
     assert common == "method=simsiam pretrain.knn=1000 pretrain.epochs=3"
     assert own["simsiam_short"] == "" and own["simsiam_ema"] == "methods.simsiam.target=ema"
-    assert changes_of(["d2", "a control"], params) == ({"d2": "latent_dim=2 finetune.lr=[0.01, 0.03, 0.1]"}, "")
+    assert changes_of(["d2", "a control"], params) == (
+        {"d2": "latent_dim=2 finetune.lr=[0.01, 0.03, 0.1] finetune.scratch_lr=None"},
+        "",
+    )
     assert changes_of([], params) == ({}, "")
 
 
