@@ -32,8 +32,8 @@ RESULTS = Path("ablation/results/search")
 HELD_OUT = 5000
 MADE_WITH = ("params", "code", "images")  # digests of them; trials from before they were kept have none
 COLUMNS = ("linear", "knn", "rankme", "z_std", "verdict", "seconds", "failed", "changes", "device", "threads", *MADE_WITH)
-NUMBERS = ("linear", "knn", "rankme", "z_std", "seconds", "threads")
-TEXTS = tuple(name for name in COLUMNS if name not in NUMBERS)
+NUMBERS = ("linear", "knn", "rankme", "z_std", "seconds")
+TEXTS = tuple(name for name in COLUMNS if name not in (*NUMBERS, "threads"))
 
 
 def search(root: Path, images: ImageSet, lines: list[str]) -> None:
