@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from ablation.results import Found
 from simsiam.plots import COLOURS, SPACES, class_legend, scatter
@@ -144,15 +145,15 @@ def rates_figure(trials: pd.DataFrame, used: dict[str, float]) -> Figure:
     panels = figure.subplots(1, 3)
     titles = {"knn": "kNN top-1 (%)", "linear": "linear top-1 (%)", "rankme": "RankMe of the backbone"}
     for axes, (column, title) in zip(panels, titles.items(), strict=True):
-        for colour, (method, of) in zip(
-            COLOURS, trials.sort_values("lr", kind="stable").groupby("method", sort=False), strict=False
-        ):
+        for colour, (method, rows) in zip(COLOURS, trials.groupby("method", sort=False), strict=False):
+            of = rows.sort_values("lr")
             values = of[column] * (1 if column == "rankme" else 100)
             axes.plot(of["lr"], values, marker=".", color=colour, label=method)
             chosen = of["lr"] == used.get(str(method))
             axes.plot(of["lr"][chosen], values[chosen], marker="o", markersize=9, fillstyle="none", color=colour)
         axes.set(title=title, xlabel="learning rate (of 256 images)", xscale="log")
-        axes.set_xticks(rates := sorted(trials["lr"].unique()), [f"{rate:g}" for rate in rates])
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     legend(figure, panels[0])
