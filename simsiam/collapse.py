@@ -55,8 +55,8 @@ def of_run(
     Not of a method that is `labelled`: as many directions as there are classes are what it ends with where all goes well.
 
     That share was chosen on seven trainings of the `laptop` network on CIFAR-10 without BatchNorm on the latent, 1,200 to
-    3,400 steps. The lowest that it
-    came to was .94 at d = 2048 and rates of .2 to .8 (10,000 images), .79 at d = 512 and .57 at d = 2, rate .4 (44,000). At
+    3,400 steps. The lowest that it came to was .94 at d = 2048 and rates of .2 to .8 (10,000 images), .79 at d = 512 and .57
+    at d = 2, rate .4 (44,000). At
     rates of .8 and 1.6, d = 512, it came to .36 and .19; RankMe of held-out images was 18 and 5.5 at the end instead of 65,
     while z_std was .72 and .74 and the loss as low as elsewhere. The latent's own rank does not tell them apart: it fell to
     .31 of its highest at d = 512, rate .4, to .20 and .29 in these.
