@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ablation.figures import accuracy_figure, looks_figure, maps_figure
 from ablation.lind_bosch_hu.claims import CLAIMS, Grid, grid_of, judged
 from ablation.point import RESULTS, made_with, relevant, run_point, work
 from ablation.results import ARRAYS, MAPPED, NETWORKS, PATCHES, SOME, SPACES, Found, flat, read_one
-from ablation.study import COLUMNS, axis_of, changes_of, cka, published, study
+from ablation.study import COLUMNS, axis_of, changes_of, cka, published, study, those_of
 from simsiam.errors import UserError
 from simsiam.files import read_npz, write_json, write_npz
 from simsiam.images import ImageSet
@@ -530,6 +531,19 @@ def test_what_all_points_change_alike_is_said_once() -> None:
         "",
     )
     assert changes_of([], params) == ({}, "")
+
+
+def test_claims_are_judged_on_the_points_of_their_studies() -> None:
+    """A training of three epochs, or one of other seeds, is nothing that the rank of longer ones is compared with."""
+    params = load(ROOT / "params.yaml")
+    results = {
+        (point, seed): replace(found(2), point=point, seed=seed) for point in params.ablation.points for seed in (0, 9)
+    }
+    those = those_of(results, params, "rank", "no such study")
+    assert [(each.point, each.seed) for each in those] == [
+        (point, 0) for point in params.ablation.points if point in params.ablation.studies["rank"].points
+    ]
+    assert "simsiam_short" not in {each.point for each in those}
 
 
 def test_points_of_different_machines_are_named(root: Path, capsys: pytest.CaptureFixture[str], no_figures: None) -> None:
