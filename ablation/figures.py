@@ -71,22 +71,22 @@ def accuracy_figure(points: Points, axis: Axis | None) -> Figure:
 
 
 def learning_figure(points: Points, axis: Axis | None) -> Figure:
-    """Loss, spread and rank of the latents over the steps of pretraining, a line for each seed of each point."""
+    """Loss, spread and rank over the steps of pretraining, a line for each seed of each point."""
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     panels = figure.subplots(1, 3)
     style = styles(points, axis)
-    titles = {
-        "loss": "loss",
-        "z_std": "z_std of a batch's latents (1 even, 0 a point)",
-        "rankme": "RankMe of a batch's latents",
-    }
+    titles = {"z_std": "z_std of a batch's latents (1 even, 0 a point)", "rankme": "RankMe of a batch's latents"}
+    if len({results[0].params["method"] for results in points.values()}) == 1:
+        titles = {"loss": "loss"} | titles
+    else:  # the methods' losses have nothing in common
+        titles |= {"backbone_rankme": "RankMe of a batch's features, on the backbone"}
     for axes, (column, title) in zip(panels, titles.items(), strict=True):
         for point, results in points.items():
             for number, found in enumerate(results):
                 words = {"label": point} if number == 0 else {}
-                axes.plot(
-                    found.arrays["curve_step"], found.arrays[f"curve_{column}"], **style[point], **words, linewidth=1.3
-                )
+                if f"curve_{column}" in found.arrays:
+                    steps, values = found.arrays["curve_step"], found.arrays[f"curve_{column}"]
+                    axes.plot(steps, values, **style[point], **words, linewidth=1.3)
         axes.set(title=title, xlabel="step", xlim=(0, None))
         axes.grid(alpha=0.3)
         if column != "loss":

@@ -32,32 +32,44 @@ from simsiam.settings import Params, load
 from stages.common import load_images, plainly
 
 TRAINED = ("backbone", "latent")
-COLUMNS = {  # as the metrics have it -> how it is shown
-    "point": Column("", "point"),
-    "role": Column("", "stands for"),
-    "seeds": Column("", "seeds"),
-    **{f"linear_eval.{space}.top1": Column("linear top-1 (%)", space.replace("_", " "), 100, ".1f") for space in SPACES},
-    "linear_eval.few_labels.1%.backbone.top1": Column("linear top-1 (%), 1 % of the labels", "backbone", 100, ".1f"),
-    **{f"embed.knn.{space}": Column("kNN top-1 (%)", space.replace("_", " "), 100, ".1f") for space in SPACES},
-    "finetune.top1": Column("fine-tuned top-1 (%)", "from the encoder", 100, ".1f"),
-    "finetune.scratch.top1": Column("fine-tuned top-1 (%)", "from scratch", 100, ".1f"),
-    "finetune.images": Column("fine-tuned on", "labels", 1, ".0f"),
-    "finetune.epochs": Column("fine-tuned on", "epochs", 1, ".0f"),
-    "pretrain.loss": Column("pretraining, last batches", "loss"),
-    "pretrain.z_std": Column("pretraining, last batches", "z_std"),
-    "pretrain.rankme": Column("pretraining, last batches", "RankMe", 1, ".1f"),
-    "verdict": Column("pretraining, last batches", "latents"),
-    **{f"embed.rankme.{space}": Column("RankMe of the test images", space.replace("_", " "), 1, ".1f") for space in SPACES},
-    **{f"embed.explained_auc.{space}": Column("area under the explained variance", space) for space in TRAINED},
-    **{f"embed.alignment.{space}": Column("alignment", space) for space in TRAINED},
-    **{f"embed.uniformity.{space}": Column("uniformity", space, 1, ".2f") for space in TRAINED},
-    **{f"project.{space}.silhouette": Column("silhouette of the classes", space.replace("_", " ")) for space in MAPPED},
-    "pretrain.seconds": Column("seconds", "pretraining, looks too", 1, ".0f"),
-    "finetune.seconds": Column("seconds", "fine-tuning", 1, ".0f"),
-    "pretrain.images_per_second": Column("pretraining", "images/s", 1, ".0f"),
-    "pretrain.peak_memory": Column("pretraining", "peak memory (MiB)", 1, ".0f"),
-    "changes": Column("", "what it changes"),
-    "stale": Column("", "made with other"),
+POINT = {"point": Column("", "point")}
+PARTS: dict[str, dict[str, Column]] = {  # table -> a number as the metrics have it -> how it is shown
+    "table": {
+        "role": Column("", "stands for"),
+        "seeds": Column("", "seeds"),
+        **{f"linear_eval.{space}.top1": Column("linear top-1 (%)", space.replace("_", " "), 100, ".1f") for space in SPACES},
+        "linear_eval.few_labels.1%.backbone.top1": Column("1 % of the labels", "linear (%)", 100, ".1f"),
+        **{f"embed.knn.{space}": Column("kNN top-1 (%)", space.replace("_", " "), 100, ".1f") for space in SPACES},
+        "finetune.top1": Column("fine-tuned top-1 (%)", "from the encoder", 100, ".1f"),
+        "finetune.scratch.top1": Column("fine-tuned top-1 (%)", "from scratch", 100, ".1f"),
+        "finetune.images": Column("fine-tuned on", "labels", 1, ".0f"),
+        "finetune.epochs": Column("fine-tuned on", "epochs", 1, ".0f"),
+        "changes": Column("", "what it changes"),
+        "stale": Column("", "made with other"),
+    },
+    "features": {
+        **{f"embed.rankme.{space}": Column("RankMe", space.replace("_", " "), 1, ".1f") for space in SPACES},
+        **{f"embed.explained_auc.{space}": Column("area under the explained variance", space) for space in TRAINED},
+        **{f"embed.alignment.{space}": Column("alignment", space) for space in TRAINED},
+        **{f"embed.uniformity.{space}": Column("uniformity", space, 1, ".2f") for space in TRAINED},
+        **{f"project.{space}.silhouette": Column("silhouette of the classes", space.replace("_", " ")) for space in MAPPED},
+    },
+    "training": {
+        "pretrain.loss": Column("pretraining, last batches", "loss"),
+        "pretrain.z_std": Column("pretraining, last batches", "z_std"),
+        "pretrain.rankme": Column("pretraining, last batches", "RankMe", 1, ".1f"),
+        "verdict": Column("pretraining, last batches", "latents"),
+        "pretrain.seconds": Column("pretraining", "seconds, looks too", 1, ".0f"),
+        "pretrain.images_per_second": Column("pretraining", "images/s", 1, ".0f"),
+        "pretrain.peak_memory": Column("pretraining", "peak memory (MiB)", 1, ".0f"),
+        "finetune.seconds": Column("fine-tuning", "seconds", 1, ".0f"),
+    },
+}
+COLUMNS = {name: column for part in PARTS.values() for name, column in part.items()}
+CAPTIONS = {
+    "features": "The test images' features: how many directions they use, how near two views of an image and how "
+    "evenly spread all images are, how well the classes are apart.",
+    "training": "The trainings.",
 }
 
 
@@ -180,7 +192,12 @@ def tables(points: Points, params: Params) -> dict[str, Table]:
     main = numbers(points, changes)
     words = [CAPTION, *(meaning for role, meaning in ROLES.items() if role in main["role"].tolist())]
     words += [f"All points have {common}."] * bool(common)
-    found = {"table": Table(main, COLUMNS, " ".join(words))}
+    found = {}
+    for part, columns in PARTS.items():
+        kept = main[[name for name in main if name.removesuffix("_sd") in POINT | columns]]
+        kept = kept.dropna(how="all", subset=kept.columns.drop("point"))
+        if len(kept):
+            found[part] = Table(kept, POINT | columns, CAPTIONS.get(part) or " ".join(words))
     if len(alike := cka(points)) > 1:
         found["cka"] = Table(
             alike,

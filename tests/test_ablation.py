@@ -23,7 +23,7 @@ from ablation.figures import accuracy_figure, looks_figure, maps_figure
 from ablation.lind_bosch_hu.claims import CLAIMS, Grid, grid_of, judged
 from ablation.point import RESULTS, made_with, relevant, run_point, work
 from ablation.results import ARRAYS, MAPPED, NETWORKS, PATCHES, SOME, SPACES, Found, flat, read_one
-from ablation.study import COLUMNS, axis_of, changes_of, cka, published, study, those_of
+from ablation.study import COLUMNS, PARTS, axis_of, changes_of, cka, published, study, those_of
 from simsiam.errors import UserError
 from simsiam.files import read_npz, write_json, write_npz
 from simsiam.images import ImageSet
@@ -458,11 +458,14 @@ def test_a_study_says_what_its_points_found(root: Path, capsys: pytest.CaptureFi
     assert table.loc["d32", "linear_eval.latent.top1"] == pytest.approx(np.mean(top1), abs=1e-6)
     assert table.loc["d32", "linear_eval.latent.top1_sd"] == pytest.approx(abs(top1[0] - top1[1]) / 2**0.5, abs=1e-6)
     assert table.loc["d32", ["changes", "seeds"]].tolist() == ["latent_dim=32 explain.mass_images=100", 2]
-    row = next(line for line in (folder / "table.md").read_text().splitlines() if line.startswith("| d32 |"))
-    assert f" | {100 * np.mean(top1):.1f} ± {100 * np.std(top1, ddof=1):.1f} | " in row and " | healthy | " in row
+    row, trained = (
+        next(line for line in (folder / f"{name}.md").read_text().splitlines() if line.startswith("| d32 |"))
+        for name in ("table", "training")
+    )
+    assert f" | {100 * np.mean(top1):.1f} ± {100 * np.std(top1, ddof=1):.1f} | " in row and " | healthy | " in trained
     page = json.loads((folder / "study.json").read_text())
     assert page["name"] == "dimension" and page["missing"] == page["stale"] == page["claims"] == []
-    tables = {f"{table}.{ending}" for table in ("table", "cka") for ending in ("csv", "md", "html")}
+    tables = {f"{table}.{end}" for table in ("table", "features", "training", "cka") for end in ("csv", "md", "html")}
     assert {path.name for path in folder.iterdir()} == {"study.json"} | tables | {f"{f}.png" for f in page["figures"]}
     assert list(page["figures"]) == ["accuracy", "learning", "looks", "spectra", "maps"]
     width = pd.read_csv(root / "reports/study/width/table.csv")
@@ -789,13 +792,15 @@ def test_a_study_of_methods_has_its_ceiling_and_its_control(
     assert control["seeds"] == 2 and control["linear_eval.backbone.top1"] == pytest.approx(0.72)
     assert control["linear_eval.backbone.top1_sd"] == pytest.approx(0.04 / 2**0.5, abs=1e-6)
     assert control[["embed.knn.backbone", "linear_eval.few_labels.1%.backbone.top1"]].tolist() == [0.35, 0.3]
-    assert np.isnan(control["pretrain.images_per_second"]) and np.isnan(control["linear_eval.latent.top1"])
-    assert table.loc["simclr", ["pretrain.images_per_second", "pretrain.peak_memory"]].tolist() == [1500.5, 700]
-    assert table.loc["simclr", [f"embed.{name}.latent" for name in ("alignment", "uniformity")]].tolist() == [0.3, -2.5]
+    assert np.isnan(control["linear_eval.latent.top1"])
+    trained, features = (table_of(root, "methods", name, "point") for name in ("training", "features"))
+    assert list(trained.index) == list(features.index) == ["d512", "simclr", "supervised"]
+    assert trained.loc["simclr", ["pretrain.images_per_second", "pretrain.peak_memory"]].tolist() == [1500.5, 700]
+    assert features.loc["simclr", [f"embed.{name}.latent" for name in ("alignment", "uniformity")]].tolist() == [0.3, -2.5]
     caption = json.loads((folder / "study.json").read_text())["tables"]["table"]
     assert "The ceiling learned from all labels" in caption and "The control has no network" in caption
-    text = (folder / "table.md").read_text()
-    assert "1 % of the labels: backbone" in text and "pretraining: images/s" in text and "explained variance: latent" in text
+    text = "".join((folder / f"{name}.md").read_text() for name in ("table", "training", "features"))
+    assert "1 % of the labels: linear" in text and "pretraining: images/s" in text and "explained variance: latent" in text
 
     other = json.loads((root / "reports/study/dimension/study.json").read_text())  # of one method
     assert "ceiling" not in other["tables"]["table"] and "published" not in other["tables"]
@@ -968,10 +973,10 @@ def test_a_study_of_methods_from_the_images_to_the_page(
     told = capsys.readouterr().err
     assert "could not be drawn" not in told and "made with other" not in told
     page = json.loads((tmp_path / "reports/study/methods/study.json").read_text())
-    assert list(page["tables"]) == ["table", "cka", "published"]
+    assert list(page["tables"]) == ["table", "features", "training", "cka", "published"]
     assert list(page["figures"]) == ["accuracy", "learning", "looks", "spectra", "maps"] and page["missing"] == []
-    table = table_of(tmp_path, "methods", "table", "point")
-    assert list(table.index) == ["simsiam", "supervised", PATCHES]
+    assert list(table_of(tmp_path, "methods", "table", "point").index) == ["simsiam", "supervised", PATCHES]
+    table = pd.concat([table_of(tmp_path, "methods", name, "point") for name in PARTS], axis=1)
     numbers = [name for name in COLUMNS if "." in name and "1%" not in name]  # 1 % of 400 labels are too few
     assert table.loc[["simsiam", "supervised"], numbers].notna().all(axis=None)
     looks = read_one(tmp_path / RESULTS / "simsiam/0", {}).looks()
