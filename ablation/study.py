@@ -42,8 +42,6 @@ PARTS: dict[str, dict[str, Column]] = {  # table -> a number as the metrics have
         **{f"embed.knn.{space}": Column("kNN top-1 (%)", space.replace("_", " "), 100, ".1f") for space in SPACES},
         "finetune.top1": Column("fine-tuned top-1 (%)", "from the encoder", 100, ".1f"),
         "finetune.scratch.top1": Column("fine-tuned top-1 (%)", "from scratch", 100, ".1f"),
-        "finetune.images": Column("fine-tuned on", "labels", 1, ".0f"),
-        "finetune.epochs": Column("fine-tuned on", "epochs", 1, ".0f"),
         "changes": Column("", "what it changes"),
         "stale": Column("", "made with other"),
     },
@@ -62,6 +60,8 @@ PARTS: dict[str, dict[str, Column]] = {  # table -> a number as the metrics have
         "pretrain.seconds": Column("pretraining", "seconds, looks too", 1, ".0f"),
         "pretrain.images_per_second": Column("pretraining", "images/s", 1, ".0f"),
         "pretrain.peak_memory": Column("pretraining", "peak memory (MiB)", 1, ".0f"),
+        "finetune.images": Column("fine-tuning", "labels", 1, ".0f"),
+        "finetune.epochs": Column("fine-tuning", "epochs", 1, ".0f"),
         "finetune.seconds": Column("fine-tuning", "seconds", 1, ".0f"),
     },
 }
@@ -69,7 +69,7 @@ COLUMNS = {name: column for part in PARTS.values() for name, column in part.item
 CAPTIONS = {
     "features": "The test images' features: how many directions they use, how near two views of an image and how "
     "evenly spread all images are, how well the classes are apart.",
-    "training": "The trainings.",
+    "training": "The trainings: z_std and RankMe of a batch's latents, and what each took.",
 }
 
 
@@ -111,15 +111,15 @@ ROLES = {  # of a row -> what it means
 }
 BESIDE = {  # published.csv, and this study's numbers
     "method": Column("", "method"),
+    "here": Column("here", "point"),
+    "here_top1": Column("here", "linear top-1 (%)", 100, ".1f"),
+    "here_knn": Column("here", "kNN top-1 (%)", 100, ".1f"),
+    "here_epochs": Column("here", "epochs", 1, ".0f"),
     "top1": Column("published", "linear top-1 (%)", 100, ".1f"),
     "knn": Column("published", "kNN top-1 (%)", 100, ".1f"),
     "epochs": Column("published", "epochs", 1, ".0f"),
     "network": Column("published", "network"),
     "protocol": Column("published", "protocol"),
-    "here": Column("here", "point"),
-    "here_top1": Column("here", "linear top-1 (%)", 100, ".1f"),
-    "here_knn": Column("here", "kNN top-1 (%)", 100, ".1f"),
-    "here_epochs": Column("here", "epochs", 1, ".0f"),
     "source": Column("", "source"),
 }
 
