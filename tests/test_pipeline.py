@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from simsiam import code
 from simsiam.files import read_npz
+from simsiam.methods.every import METHODS
 from tests.clones import ROOT, make_clone, run, set_params
 
 ALWAYS = {"check"}  # it runs every time, as nobody tells DVC what becomes of the user's images
@@ -68,6 +69,9 @@ def test_the_readme_says_what_the_committed_runs_found() -> None:
     def mean(scores: dict[str, float]) -> str:
         return f"{100 * scores['top1']:.1f} ± {100 * scores['sd']:.1f} %"
 
+    def percent(found: Any, key: str) -> float:
+        return 100 * float(reduce(getitem, key.split("."), found))
+
     def pair(words: str, trained: str, random: str) -> str:
         return f"| {words} | {trained} | {random} |"
 
@@ -92,8 +96,22 @@ def test_the_readme_says_what_the_committed_runs_found() -> None:
         ("embed", "knn.backbone", "knn.random_backbone"),
         ("finetune", "top1", "scratch.top1"),
     ):
-        both = [[100 * reduce(getitem, each.split("."), found[stage]) for found in of_digits] for each in (key, control)]
+        both = [[percent(found[stage], each) for found in of_digits] for each in (key, control)]
         expected.append(" and ".join(f"{np.mean(of):.1f} ± {np.std(of, ddof=1):.1f} %" for of in both))
+    measured = (
+        "linear_eval.backbone.top1",
+        "linear_eval.few_labels.1%.backbone.top1",
+        "embed.knn.backbone",
+        "finetune.top1",
+    )
+    for name in METHODS:
+        listed = run("git", "ls-tree", "--name-only", "HEAD", f"ablation/results/{name}/", at=ROOT).stdout.split()
+        found = [committed(path.removesuffix(".json")) for path in listed if path.endswith(".json")]
+        if found:
+            every = [[percent(each, key) for each in found] for key in measured]
+            cells = [f"{np.mean(of):.1f}" + (f" ± {np.std(of, ddof=1):.1f}" if len(of) > 1 else "") for of in every]
+            rank = np.mean([each["embed"]["rankme"]["backbone"] for each in found])
+            expected.append(f"| {' | '.join(cells)} | {rank:.0f} |")
     patches = committed("ablation/results/patches/0")
     few = patches["linear_eval"]["few_labels"]["1%"]["patches"]
     expected.append(
