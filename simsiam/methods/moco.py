@@ -22,23 +22,23 @@ class MoCoOptions(MethodOptions):
 class MoCo(Method):
     """The encoder gives queries, a target that is its moving average gives keys, and the queue (K, d) has the last ones.
 
-    Both views are queries, as the authors' notebook for CIFAR-10 can have it; in the papers one is. Without their shuffled
-    BatchNorm (section 3.3), which on one GPU, where the notebook splits its batches, is none: a key that is known by the
-    statistics of its batch costs 4 points of kNN there, after 800 epochs.
+    Both views are queries, as the authors' notebook for CIFAR-10 can have it; in the papers one is. BatchNorm is neither
+    shuffled, which takes several GPUs (section 3.3), nor split, as in the notebook for one: that a key can be known by the
+    statistics of its batch costs 4 points of kNN there after 800 epochs.
     """
 
     Options = MoCoOptions
     title = "MoCo v2"
     options: MoCoOptions
     queue: Tensor
-    oldest: Tensor
+    enqueued: Tensor
 
     def __init__(self, encoder: Encoder, options: MoCoOptions) -> None:
         super().__init__(encoder, options)
         self.target = copy.deepcopy(encoder).requires_grad_(False)
         with seeded(derive(encoder.settings.seed, 2)):
             self.register_buffer("queue", F.normalize(torch.randn(options.queue, encoder.settings.latent_dim), dim=1))
-        self.register_buffer("oldest", torch.tensor(0))  # the row of the queue that the next key replaces
+        self.register_buffer("enqueued", torch.tensor(0))  # how many keys it has been given
 
     def forward(self, *views: Tensor) -> tuple[Tensor, Tensor]:
         """Equation 1 over the other view's key and the queue, averaged over all 2N views: log(K + 1) where all are equal."""
@@ -58,10 +58,10 @@ class MoCo(Method):
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
         """Replace the oldest keys by these (n, d), of which a queue that is shorter gets the last."""
-        keys = keys[-len(self.queue) :]
-        rows = self.oldest + torch.arange(len(keys), device=keys.device)
-        self.queue.index_copy_(0, rows % len(self.queue), keys)
-        self.oldest.add_(len(keys)).remainder_(len(self.queue))
+        keys = keys[-len(self.queue) :]  # which of two keys in one row is the last, a GPU does not say
+        rows = (self.enqueued + torch.arange(len(keys), device=keys.device)) % len(self.queue)
+        self.queue.index_copy_(0, rows, keys)
+        self.enqueued += len(keys)
 
     def after_step(self, done: float) -> None:
         """Equation 2."""
