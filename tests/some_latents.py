@@ -51,7 +51,7 @@ def latents_for(method: Method) -> list[Tensor]:
 
 
 def loss_and_gradients(name: str) -> dict[str, Tensor]:
-    """Of this process's share of the batch, with gradients averaged over the processes as training has them."""
+    """Of this process's share of the batch, with gradients averaged over the processes as training has them, and buffers."""
     method = given(name, WHOLE)
     network = parallel.share(method)
     shares = [z.chunk(parallel.size())[parallel.rank()] for z in latents_for(method)]
@@ -59,7 +59,7 @@ def loss_and_gradients(name: str) -> dict[str, Tensor]:
     loss, _ = network(*shares, **({"labels": labels} if method.labelled else {}))
     loss.backward()
     found = {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
-    return found | {"loss": parallel.mean(loss.detach())}
+    return found | dict(method.named_buffers()) | {"loss": parallel.mean(loss.detach())}
 
 
 if __name__ == "__main__":

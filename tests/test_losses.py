@@ -1,6 +1,7 @@
 """Each method's loss against the paper's formula written out here, at its limits, and where its gradient flows."""
 
 import math
+from collections import deque
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -277,6 +278,73 @@ class TestSwAV:
         assert given("swav", small_views=1).views(but(augment, view_size=16))[2].view_size == 8
 
 
+class TestMoCo:
+    @pytest.mark.parametrize("temperature", [0.1, 0.5])
+    def test_equation_1_both_ways(self, temperature: float) -> None:
+        method = given("moco", temperature=temperature, queue=7)
+        nn.init.normal_(method.target.map)
+        z = [random(seed=0), random(seed=1)]
+        negatives = array(method.queue)
+        assert np.linalg.norm(negatives, axis=1) == pytest.approx(1, rel=1e-6)
+        terms = []
+        for query, key in ((0, 1), (1, 0)):
+            q, k = unit(array(z[query])), unit(array(z[key]) @ array(method.target.map).T)
+            for n in range(N):
+                partner = math.exp(q[n] @ k[n] / temperature)
+                others = sum(math.exp(q[n] @ negative / temperature) for negative in negatives)
+                terms.append(-math.log(partner / (partner + others)))
+        loss, latents = method(*z)
+        assert loss.item() == pytest.approx(np.mean(terms), rel=1e-5)
+        assert torch.equal(latents, z[0]) and not latents.requires_grad
+
+    def test_limits(self) -> None:
+        method, z = given("moco", queue=6, temperature=0.2), torch.eye(D)[:1].expand(N, D)
+        method.queue.copy_(z[:6])
+        assert method(z, 3 * z)[0].item() == pytest.approx(math.log(7), rel=1e-6)
+        method.queue.copy_(torch.eye(D)[1:7])  # at right angles
+        assert method(z, 3 * z)[0].item() == pytest.approx(math.log(1 + 6 * math.exp(-1 / 0.2)), rel=1e-5)
+
+    def test_no_gradient_flows_through_the_keys(self) -> None:
+        """Not the queue's, which `forward` changes, either: it is that of the loss with all keys as constants."""
+        method = given("moco", queue=30)
+        views, z = ([random(seed=seed).requires_grad_() for seed in (0, 1)] for _ in range(2))
+        negatives, weight = method.queue.clone(), torch.eye(D, requires_grad=True)
+        method(*views)[0].backward()
+        for query, key in (z, z[::-1]):
+            q, k = F.normalize(query @ weight.T, dim=1), F.normalize(key.detach(), dim=1)
+            logits = torch.cat([(q * k).sum(1, keepdim=True), q @ negatives.T], dim=1) / 0.1
+            (F.cross_entropy(logits, torch.zeros(N, dtype=torch.int64)) / 2).backward()
+        for ours, expected in zip([method.encoder.map, *views], [weight, *z], strict=True):
+            torch.testing.assert_close(ours.grad, expected.grad)
+        assert method.target.map.grad is None and not method.queue.requires_grad
+
+    @pytest.mark.parametrize("length", [2 * N * 3, 2 * N + 5, 2 * N, 2 * N - 5, 1])
+    def test_the_queue_has_the_last_keys(self, length: int) -> None:
+        """Whether a batch divides it, does not, or is longer than it."""
+        method = given("moco", queue=length)
+        nn.init.normal_(method.target.map)
+        expected = deque(array(method.queue), maxlen=length)
+        for step in range(5):
+            z1, z2 = random(seed=2 * step), random(seed=2 * step + 1)
+            method.train(step != 3)  # only what is trained on is remembered
+            method(z1, z2)
+            if step != 3:
+                k1, k2 = (unit(array(z) @ array(method.target.map).T) for z in (z1, z2))
+                expected.extend(key for pair in zip(k1, k2, strict=True) for key in pair)
+            oldest_first = np.roll(array(method.queue), -int(method.enqueued), axis=0)
+            np.testing.assert_allclose(oldest_first, np.array(expected), atol=1e-6)
+
+    def test_equation_2(self) -> None:
+        method, steps = given("moco", target_momentum=0.9), 5
+        assert torch.equal(method.target.map, method.encoder.map)
+        expected = array(method.encoder.map)
+        for k in range(1, steps + 1):
+            nn.init.constant_(method.encoder.map, float(k))
+            method.after_step(k / steps)
+            expected = 0.9 * expected + 0.1 * k
+        np.testing.assert_allclose(array(method.target.map), expected, rtol=1e-5)
+
+
 class TestSupervised:
     def test_cross_entropy_of_each_view(self) -> None:
         method, labels = given("supervised"), torch.arange(N) % 3
@@ -329,9 +397,20 @@ def test_what_torch_compile_makes_of_it_is_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(METHODS))
+def test_what_is_remembered_changes_in_place(name: str) -> None:
+    """A GPU replays a step on the memory that it was recorded with."""
+    method = given(name)
+    before = method.state_dict()
+    for done in (0.5, 1.0):
+        method(*latents_for(method), **({"labels": torch.arange(N) % 3} if method.labelled else {}))
+        method.after_step(done)
+    assert all(value.data_ptr() == before[key].data_ptr() for key, value in method.state_dict().items())
+
+
+@pytest.mark.parametrize("name", list(METHODS))
 def test_a_loss_is_not_rounded_where_the_network_is(name: str) -> None:
     """In bf16 a number has eight bits: of the latents that the network gives, the loss is computed in float32."""
-    method = given(name)
+    method = given(name).eval()  # nothing is remembered of the first batch
     for head in ("predictor", "head"):  # a network too
         if hasattr(method, head):
             setattr(method, head, nn.Identity())

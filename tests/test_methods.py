@@ -139,7 +139,7 @@ def test_each_method_trains_and_goes_on_bit_for_bit_after_a_kill(
         method=name,
         recipes__laptop__pretrain__epochs=1,
         recipes__laptop__pretrain__batch_size=50,
-        recipes__laptop__methods={"swav": {"small_views": 1, "frozen": 0.3}},
+        recipes__laptop__methods={"swav": {"small_views": 1, "frozen": 0.3}, "moco": {"queue": 130}},
     )
     trained = pretrain(ours, root)
     assert trained and trained["trained"][0]["method"] == name and np.isfinite(trained["loss"])

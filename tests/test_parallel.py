@@ -101,7 +101,7 @@ def test_a_failing_process_ends_the_run_and_another_number_of_processes_goes_on(
 
 
 def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path: Path) -> None:
-    """Of every method, on the same latents: what is compared within a batch is compared within the whole batch."""
+    """Of every method, on the same latents: what is compared within a batch, or remembered of it, is of the whole batch."""
     result = torchrun("-m", "tests.some_latents", str(tmp_path / "found.pt"))
     assert result.returncode == 0, result.stderr
     both = torch.load(tmp_path / "found.pt")

@@ -7,6 +7,7 @@ from simsiam.methods.barlow_twins import BarlowTwins
 from simsiam.methods.byol import BYOL
 from simsiam.methods.fastsiam import FastSiam
 from simsiam.methods.method import Method
+from simsiam.methods.moco import MoCo
 from simsiam.methods.simclr import SimCLR
 from simsiam.methods.simsiam import SimSiam
 from simsiam.methods.supervised import Supervised
@@ -21,5 +22,6 @@ METHODS: dict[str, type[Method]] = {
     "barlow_twins": BarlowTwins,
     "vicreg": VICReg,
     "swav": SwAV,
+    "moco": MoCo,
     "supervised": Supervised,
 }
