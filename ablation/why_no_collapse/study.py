@@ -154,13 +154,14 @@ def small_multiples(groups: Mapping[str, Mapping[str, tuple[list[Found], str, st
                     curve(axes, found, column, color=colour, linestyle=style, label=label if number == 0 else None)
             axes.set_xlim(0, None)
             axes.grid(alpha=0.3)
-            if column not in ("knn", "loss"):
-                axes.set_ylim(0, 1.1 if column == "z_std" else None)
         row[0].set_ylabel(title)
         row[-1].legend(*row[0].get_legend_handles_labels(), frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
     for top, bottom, name in zip(panels[0], panels[-1], curves.values(), strict=True):
         top.set_title(name)
         bottom.set_xlabel("step")
+    for axes, column in zip(panels[0], curves, strict=True):  # once all rows are drawn, which share it
+        if column not in ("knn", "loss"):
+            axes.set_ylim(0, 1.1 if column == "z_std" else None)
     return figure
 
 
