@@ -15,8 +15,9 @@ def whitening(images: Pixels, mean: tuple[float, ...], std: tuple[float, ...], s
 
     images: (N, S, S, 3) uint8. mean, std: the network's standardisation, which these filters come after. They are the
     eigenvectors of the covariance of the patches over the root of the eigenvalue, the strongest first, at most 3 * side^2 of
-    them, and then the negatives of all, as a ReLU keeps one sign. A network with fewer channels takes the first of these: a
-    width of 32 has all of 27 directions, and five of them both ways. Deterministic; to five places.
+    them, and then the negatives of all, as a ReLU keeps one sign. A network with fewer channels takes the first of these: of
+    CIFAR-10's 21 directions that are more than `NOTHING` a width of 32 has all, and eleven both ways. Deterministic; to five
+    places.
     """
     places = ((images.shape[1] - side) // side + 1) ** 2  # of patches that do not overlap
     some = images[:: max(1, len(images) * places // PATCHES)]
