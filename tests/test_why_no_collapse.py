@@ -13,6 +13,7 @@ from scipy.stats import ttest_ind
 
 from ablation.claims import judged
 from ablation.compare import ratio
+from ablation.figures import learning_figure
 from ablation.point import relevant
 from ablation.results import Found
 from ablation.why_no_collapse.claims import (
@@ -338,6 +339,20 @@ def test_figures_have_a_line_for_each_seed_and_the_default_in_each_row() -> None
     for each in found:
         del each.arrays["curve_knn"]  # of results of before it was measured
     assert [len(axes.lines) for axes in cases_figure(cases_of(found)).axes[:3]] == [8, 8, 0]
+
+
+def test_no_line_is_cut_off_where_a_later_row_is_higher() -> None:
+    found = [result(), result("simsiam_no_stop_gradient"), result("simsiam_no_weight_decay")]
+    found[-1].arrays["curve_rankme"] *= 3
+    for axes in cases_figure(cases_of(found)).axes:
+        low, high = axes.get_ylim()
+        assert all(low <= np.nanmin(line.get_ydata()) <= np.nanmax(line.get_ydata()) <= high for line in axes.lines)
+
+
+def test_the_losses_of_several_methods_are_not_drawn_beside_each_other() -> None:
+    short, other = {"short": [result()]}, {"simclr": [result("simclr")]}
+    titles = [[axes.get_title() for axes in learning_figure(points, None).axes] for points in (short, short | other)]
+    assert titles[0][0] == "loss" and "loss" not in titles[1] and [len(of) for of in titles] == [3, 3]
 
 
 def test_tables_say_the_kind_and_the_numbers() -> None:
