@@ -3,6 +3,7 @@
 The backbone is torchvision's ResNet, the same function as ours, with the stem, width and depth that the recipe has.
 """
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,6 +47,9 @@ def batches(images: NDArray[Any], transform: Callable[[Image.Image], Any], batch
         pin_memory=pin,
         persistent_workers=workers > 0,
     )
+    # Workers are forks of this process, and one that collects a CUDA graph of ours dies of it.
+    gc.collect()
+    gc.freeze()
     while True:
         yield from loader
 
