@@ -125,6 +125,10 @@ def test_the_readme_says_what_the_committed_runs_found() -> None:
             speeds = [f"{model['pairs_per_second'][loop]['median']:{form}}" for model in models]
             ratios = [f" (ours: {model['ratios'][name]:.2f} times)" if name else "" for model in models]
             expected.append(f" | {' | '.join(map(str.__add__, speeds, ratios))} |")
+    for training in committed("reports/benchmarks/ladder_h200")["trainings"]:
+        linear, cells = training["linear"], [100 * training["linear"]["backbone"], 100 * training["knn"]["backbone"]]
+        told_cells = " | ".join(f"{cell:.1f}" for cell in cells)
+        expected.append(f"| {told_cells} | {training['pretrain']['rankme']:.0f} | {100 * linear['random_backbone']:.1f} |")
     assert [line for line in expected if line.strip() not in told] == []
 
 
