@@ -106,7 +106,11 @@ def study(root: Path, images: ImageSet | None) -> None:
     what = f"recipe {params.recipe}, {params.chosen.pretrain.epochs} epochs, on held-out training images, one seed"
     tables = {
         "chosen": Table(best, CHOSEN, f"The learning rate with which kNN was best, for each method: {what}."),
-        "trials": Table(every_trial(trials), TRIALS, f"Every trial of the rates in params.yaml; others are in {RESULTS}/{params.recipe}.csv."),
+        "trials": Table(
+            every_trial(trials),
+            TRIALS,
+            f"Every trial of the rates in params.yaml; others are in {RESULTS}/{params.recipe}.csv.",
+        ),
     }
     used = dict(zip(best["method"], best["used"], strict=True))
     drawn = Picture(rates_figure, (every_trial(trials), used), "Every trial; circles: the rates that params.yaml has.")
