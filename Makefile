@@ -37,6 +37,7 @@ bench: repository .venv/installed
 	python -m benchmarks.throughput
 	python -m benchmarks.arithmetic
 	python -m benchmarks.sizes
+	python -m benchmarks.methods
 
 soak: repository .venv/installed
 	python -m tests.soak
