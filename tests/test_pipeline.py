@@ -5,14 +5,17 @@ import json
 import re
 import shutil
 from functools import reduce
+from io import StringIO
 from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
+from ablation.why_no_collapse.claims import WORDS
 from simsiam import code
 from simsiam.files import read_npz
 from simsiam.methods.every import METHODS
@@ -125,6 +128,16 @@ def test_the_readme_says_what_the_committed_runs_found() -> None:
             speeds = [f"{model['pairs_per_second'][loop]['median']:{form}}" for model in models]
             ratios = [f" (ours: {model['ratios'][name]:.2f} times)" if name else "" for model in models]
             expected.append(f" | {' | '.join(map(str.__add__, speeds, ratios))} |")
+    verdicts = committed("reports/metrics/study_why_no_collapse")["study_why_no_collapse"]
+    case_of = {words: case for case, words in WORDS.items()}
+    cases = run("git", "show", "HEAD:reports/study/why_no_collapse/cases.csv", at=ROOT).stdout
+    for row in pd.read_csv(StringIO(cases)).to_dict("records"):
+        cells = [
+            f"{scale * row[key]:.1f}" + (f" ± {scale * sd:.1f}" if (sd := row.get(f"{key}_sd", np.nan)) == sd else "")
+            for key, scale in (("embed.knn.backbone", 100), ("linear_eval.backbone.top1", 100), ("pretrain.rankme", 1))
+        ]
+        verdict = verdicts.get(case_of[row["change"]], "")
+        expected.append(f"| {' | '.join(cells)} | {row['collapse']} | {verdict} |".replace("  ", " "))
     for training in committed("reports/benchmarks/ladder_h200")["trainings"]:
         linear, rank = training["linear"], training["pretrain"]["rankme"]
         cells = [*(linear[space] for space in ("latent", "backbone", "random_backbone")), training["knn"]["backbone"]]

@@ -428,7 +428,8 @@ CLAIMS: dict[str, Claim[Cases]] = {
     ),
     "ema_no_stop_gradient": Claim(
         "A moving average does not take the place of the stop-gradient: without it, it collapses.",
-        "Tian, Chen & Ganguli, section 1: with one of predictor and stop-gradient left out, BYOL and SimSiam collapse",
+        "Tian, Chen & Ganguli, section 1: with one of predictor and stop-gradient left out, BYOL and SimSiam collapse. Here "
+        "the target has the average's value and the gradient of the encoder's own latent",
         BOTH_WAYS,
         collapses("ema_no_stop_gradient"),
     ),
