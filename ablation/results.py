@@ -139,11 +139,15 @@ def read_patches(root: Path, params: Params, seeds: Sequence[int]) -> list[Found
             result = read_json(path, how=how)
             numbers = {key: value for key, value in flat(result).items() if type(value) in (int, float)}
             numbers = {key.replace(".patches", ".backbone"): value for key, value in numbers.items()}
-            top1 = numbers.get("linear_eval.backbone.top1", -1)
-            if not 0 <= top1 <= 1 or not isinstance(result.get("made_with"), dict):
+            shares = [numbers.get("linear_eval.backbone.top1", -1)]
+            shares += [value for key, value in numbers.items() if key.startswith("embed.knn")]
+            good = result.get("seed") == seed and all(0 <= share <= 1 for share in shares)
+            if not good or not isinstance(result.get("made_with"), dict):
                 raise UserError(f"{path} is no result of the dictionary of patches: {how}")
             now = patches.made_with(params.model_copy(update={"seed": seed}), images)
             stale = otherwise(result["made_with"], {key: value for key, value in now.items() if value})
+            if stale:
+                print(f"study: the dictionary of patches, seed {seed}, was made with other {stale}", file=sys.stderr)
             results.append(Found(PATCHES, seed, result, numbers, {}, stale))
     return results
 

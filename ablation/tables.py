@@ -99,12 +99,14 @@ def note_of_machines(used: Sequence[Found]) -> str:
 
 
 def remove_others(root: Path, names: Sequence[str]) -> None:
-    """Delete the studies that were written here under a name that is none of these: params.yaml has them no more."""
+    """Delete the studies that were written here under a name that is none of these: params.yaml has them no more, or they
+    have no results any more.
+    """
     for path in (root / "reports/study").glob("*/study.json"):
         with suppress(UserError, AttributeError):  # what cannot be read was not written here
             if path.parent.name not in names and read_json(path).get("by") == BY:
                 shutil.rmtree(path.parent)
-                print(f"study {path.parent.name}: deleted, since params.yaml has none of that name", file=sys.stderr)
+                print(f"study {path.parent.name}: deleted: no study of that name has results", file=sys.stderr)
 
 
 def write(

@@ -24,6 +24,7 @@ from simsiam.metrics import knn_top1
 from simsiam.plots import save
 from simsiam.pretrain import pretrain
 from simsiam.settings import load
+from stages.common import plainly
 
 KNN, LOSS = 0.01, 0.01  # as far as faster arithmetic may lie from fp32 at the end
 CURVE = 2.0  # and its loss curve, in root mean square, in units of the distance between two seeds
@@ -84,4 +85,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plainly("benchmark"):
+        main()

@@ -20,6 +20,7 @@ from simsiam.methods import build
 from simsiam.methods.every import METHODS
 from simsiam.pretrain import pretrain
 from simsiam.settings import load
+from stages.common import plainly
 
 ROUNDS = 5
 WARM_UP, STEPS = 5, 25  # of a round
@@ -57,4 +58,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plainly("benchmark"):
+        main()

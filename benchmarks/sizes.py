@@ -16,6 +16,7 @@ from simsiam.machine import machine
 from simsiam.methods import build
 from simsiam.pretrain import seconds_a_step
 from simsiam.settings import load
+from stages.common import plainly
 
 SIDES = (16, 32, 64, 128, 224)
 
@@ -41,4 +42,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plainly("benchmark"):
+        main()

@@ -34,6 +34,7 @@ from simsiam.machine import machine
 from simsiam.methods import build
 from simsiam.pretrain import pretrain
 from simsiam.settings import Params, Pretrain, load
+from stages.common import plainly
 
 LATENT_DIM = {"laptop": 512, "report": 512, "paper": 2048}
 BATCH = {"cpu": {"laptop": 128, "report": 128, "paper": 64}, "cuda": {"laptop": 128, "report": 128, "paper": 512}}
@@ -244,4 +245,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plainly("benchmark"):
+        main()

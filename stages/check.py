@@ -12,6 +12,7 @@ from simsiam.errors import UserError
 from simsiam.files import write_text
 from simsiam.images.sources import fingerprint
 from simsiam.methods import check_all
+from simsiam.methods.every import METHODS
 from simsiam.settings import Params, load_point
 from stages.common import main
 
@@ -21,6 +22,9 @@ STAGES = ("download", "look", "pretrain", "embed", "linear_eval", "finetune", "p
 def check(params: Params, root: Path) -> None:
     """Write data/code/<stage>.txt, once params.yaml, and every point of its `ablation`, is found good."""
     check_all(params)
+    for name in params.ablation.rates:
+        if name not in METHODS:
+            raise UserError(f"params.yaml: unknown key ablation.rates.{name}: there are {', '.join(METHODS)}")
     for name in params.ablation.points:
         point = load_point(Path("params.yaml"), name)
         try:

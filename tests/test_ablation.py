@@ -3,6 +3,8 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -582,7 +584,19 @@ def test_a_study_that_params_has_no_more_is_deleted_and_nothing_else(
     before = {path.name for path in (root / "reports/study").iterdir()}
     study(root)
     assert before - {path.name for path in (root / "reports/study").iterdir()} == {"gone"}
-    assert "study gone: deleted, since params.yaml has none of that name" in capsys.readouterr().err
+    assert "study gone: deleted: no study of that name has results" in capsys.readouterr().err
+
+
+def test_tables_of_results_that_are_gone_are_deleted(
+    root: Path, capsys: pytest.CaptureFixture[str], no_figures: None
+) -> None:
+    study(root)
+    assert (root / "reports/study/width").exists()
+    for point in load(root / "params.yaml").ablation.studies["width"].points:
+        shutil.rmtree(root / RESULTS / point, ignore_errors=True)
+    study(root)
+    assert not (root / "reports/study/width").exists() and (root / "reports/study/methods").exists()
+    assert "study width: it has no results" in capsys.readouterr().err
 
 
 def test_without_results_there_is_a_line_with_the_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -808,14 +822,26 @@ def test_a_study_of_methods_has_its_ceiling_and_its_control(
     assert PATCHES not in table_of(root, "dimension", "table", "point").index
 
 
-def test_a_control_of_other_images_is_marked_and_a_damaged_one_named(root: Path, no_figures: None) -> None:
+def test_a_control_of_other_images_is_marked_and_a_damaged_one_named(
+    root: Path, capsys: pytest.CaptureFixture[str], no_figures: None
+) -> None:
     dictionary(root, 0, 0.7, images="others")
     study(root)
     assert table_of(root, "methods", "table", "point").loc[PATCHES, "stale"] == "images"
     stale = json.loads((root / "reports/study/methods/study.json").read_text())["stale"]
     assert stale == [f"{PATCHES}, seed 0: other images"]
-    dictionary(root, 0, 7.5)
-    with pytest.raises(UserError, match=r"patches/0\.json is no result .* `python -m ablation\.patches --seed 0` makes"):
+    assert "the dictionary of patches, seed 0, was made with other images" in capsys.readouterr().err
+    path = root / patches.FOLDER / "0.json"
+    for section, space, number in (("linear_eval.patches", "top1", 7.5), ("embed.knn", "patches", -5.0)):
+        dictionary(root, 0, 0.7)
+        content = json.loads(path.read_text())
+        reduce(getitem, section.split("."), content)[space] = number
+        write_json(path, content)
+        with pytest.raises(UserError, match=r"patches/0\.json is no result .* `python -m ablation\.patches --seed 0` makes"):
+            study(root)
+    dictionary(root, 1, 0.7)
+    shutil.move(path.with_name("1.json"), path)
+    with pytest.raises(UserError, match=r"patches/0\.json is no result"):  # it is of seed 1
         study(root)
 
 
@@ -907,6 +933,16 @@ def test_what_others_report_stands_beside_the_method_s_first_point() -> None:
     for each in points["simclr"]:
         each.result["classes"] = CLASSES[::-1]
     assert published(points).empty  # other images
+
+
+@pytest.mark.parametrize("content", ["", "method,top1,knn,epochs\nsimclr,lots,,800\n", "method,top1\nsimclr,.9,800,a\n"])
+def test_published_numbers_that_cannot_be_read_are_one_line(
+    root: Path, tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch, no_figures: None
+) -> None:
+    monkeypatch.setattr("ablation.study.PUBLISHED", tmp_path / "published.csv")
+    (tmp_path / "published.csv").write_text(content)
+    with pytest.raises(UserError, match=r"published\.csv cannot be read: .*`git checkout .*published\.csv` brings it back"):
+        study(root)
 
 
 def test_every_published_number_says_where_it_stands_and_how_it_was_measured() -> None:

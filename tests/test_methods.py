@@ -226,6 +226,14 @@ def test_a_point_that_does_not_fit_its_method_is_named(other: Callable[..., Path
         check(ours, Path())
 
 
+def test_a_method_that_is_misspelt_among_the_rates_is_named(tmp_path: Path) -> None:
+    content = YAML().load(ROOT / "params.yaml")
+    content["ablation"]["rates"]["simclrr"] = content["ablation"]["rates"].pop("simclr")
+    YAML().dump(content, tmp_path / "params.yaml")
+    with pytest.raises(UserError, match=r"unknown key ablation\.rates\.simclrr: there are simsiam, "):
+        check(load(tmp_path / "params.yaml"), tmp_path)
+
+
 @pytest.mark.parametrize("recipe", ["base", "laptop"])
 def test_a_point_that_changes_another_method_s_settings_is_refused(recipe: str, other: Callable[..., Path]) -> None:
     key = f"recipes.{recipe}.methods.simclr.temperature"
