@@ -71,7 +71,7 @@ COLUMNS = {name: column for part in PARTS.values() for name, column in part.item
 CAPTIONS = {
     "features": "The test images' features: how many directions they use, how near two views of an image and how "
     "evenly spread all images are, how well the classes are apart.",
-    "training": "The trainings: z_std and RankMe of a batch's latents, and what each took.",
+    "training": "The trainings: z_std and RankMe of a batch's latents, and what each took, beside all else that ran.",
 }
 
 

@@ -85,13 +85,17 @@ def html(table: Table) -> str:
 
 
 def note_of_machines(used: Sequence[Found]) -> str:
-    """Which points were made where, if not all on one kind of machine with one torch and as many threads, or ""."""
+    """Which points were made where, if not all on one kind of machine with one torch and as many threads, or "".
+
+    Those of the machine that made most are not listed.
+    """
     made: dict[str, list[str]] = {}
     for each in used:
         made.setdefault(each.machine, []).append(f"{each.point}, seed {each.seed}")
     if len(made) < 2:
         return ""
-    words = "; ".join(f"{machine}: {', '.join(points)}" for machine, points in made.items())
+    first, *others = sorted(made, key=lambda machine: -len(made[machine]))
+    words = "; ".join(f"{machine}: {', '.join(made[machine])}" for machine in others) + f"; the others: {first}"
     differ = (
         "Its points were not all made on one machine with as many threads, so they differ by rounding and in seconds too."
     )

@@ -570,7 +570,7 @@ def test_points_of_different_machines_are_named(root: Path, capsys: pytest.Captu
     assert "study dimension: Its points were not all made on one machine" in capsys.readouterr().err
     note = json.loads((root / "reports/study/dimension/study.json").read_text())["note"]
     assert "cpu B, 2 threads, torch 2.9: d2, seed 0" in note and "cpu A, 2 threads, torch 2.8: d8, seed 0" in note
-    assert "cpu A, 1 threads, torch 2.9: d32, seed 0" in note
+    assert "cpu A, 1 threads, torch 2.9: d32, seed 0" in note and note.endswith("; the others: cpu A, 2 threads, torch 2.9.")
     assert json.loads((root / "reports/study/stop_gradient/study.json").read_text())["note"] == ""
 
 

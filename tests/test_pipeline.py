@@ -140,10 +140,10 @@ def test_the_readme_says_what_the_committed_runs_found() -> None:
         expected.append(f"| {' | '.join(cells)} | {row['collapse']} | {verdict} |".replace("  ", " "))
     for change in ("", "_epochs24", "_lr0.6", "_epochs24_lr0.6", "_decay0", "_decay0.002"):
         cells = []
-        for found in (committed(f"ablation/results/{method}{change}/0") for method in ("simsiam", "simclr")):
-            cells += [f"{percent(found, key):.1f}" for key in ("linear_eval.backbone.top1", "embed.knn.backbone")]
-            announced = " (announced)" * (found["pretrain"]["verdict"] == "losing rank")
-            cells.append(f"{found['embed']['rankme']['backbone']:.0f}{announced}")
+        for of in (committed(f"ablation/results/{method}{change}/0") for method in ("simsiam", "simclr")):
+            cells += [f"{percent(of, key):.1f}" for key in ("linear_eval.backbone.top1", "embed.knn.backbone")]
+            announced = " (announced)" * (of["pretrain"]["verdict"] == "losing rank")
+            cells.append(f"{of['embed']['rankme']['backbone']:.0f}{announced}")
         expected.append(f"| {' | '.join(cells)} |")
     for training in committed("reports/benchmarks/ladder_h200")["trainings"]:
         linear, rank = training["linear"], training["pretrain"]["rankme"]
