@@ -131,7 +131,6 @@ def study(root: Path) -> None:
     params = load(root / "params.yaml")
     found = read(root, params)
     patches = read_patches(root, params, sorted({seed for of in params.ablation.studies.values() for seed in of.seeds}))
-    written = []
     for name, of in params.ablation.studies.items():
         points = {p: [only(found[p, seed], of.stages) for seed in of.seeds if (p, seed) in found] for p in of.points}
         points = {point: results for point, results in points.items() if results}
@@ -156,7 +155,6 @@ def study(root: Path) -> None:
         commands = {"the points of this study": command} | COMMANDS
         used = every + [each for results in controls.values() for each in results]
         write(root, name, used, tables(points | controls, params), pictures, commands=commands, missing=missing)
-        written.append(name)
         print(f"study {name}: in reports/study/{name}/", file=sys.stderr)
     lind_bosch_hu(root, those_of(found, params, "dimension", "stop_gradient", "head"))
     why_no_collapse(root, those_of(found, params, "collapse"), those_of(found, params, "rank"))
@@ -164,7 +162,8 @@ def study(root: Path) -> None:
         rates(root, load_images(root) if (root / "data/images.npz").exists() else None)
     except UserError as error:  # costs no other study its place
         print(f"study {RATES}: {error}", file=sys.stderr)
-    remove_others(root, [*written, "lind_bosch_hu", "why_no_collapse", RATES])
+    with_results = [name for name in params.ablation.studies if those_of(found, params, name)]
+    remove_others(root, [*with_results, "lind_bosch_hu", "why_no_collapse", RATES])
     if found:
         print("study: `dvc repro` puts it on the page", file=sys.stderr)
 

@@ -571,6 +571,7 @@ def test_points_of_different_machines_are_named(root: Path, capsys: pytest.Captu
     note = json.loads((root / "reports/study/dimension/study.json").read_text())["note"]
     assert "cpu B, 2 threads, torch 2.9: d2, seed 0" in note and "cpu A, 2 threads, torch 2.8: d8, seed 0" in note
     assert "cpu A, 1 threads, torch 2.9: d32, seed 0" in note and note.endswith("; the others: cpu A, 2 threads, torch 2.9.")
+    assert note.count(", seed 0") == 3, "those of the others are not listed"
     assert json.loads((root / "reports/study/stop_gradient/study.json").read_text())["note"] == ""
 
 
