@@ -38,6 +38,7 @@ bench: repository .venv/installed
 	python -m benchmarks.arithmetic
 	python -m benchmarks.sizes
 	python -m benchmarks.methods
+	python -m benchmarks.step
 
 soak: repository .venv/installed
 	python -m tests.soak
