@@ -931,6 +931,9 @@ def test_what_others_report_stands_beside_the_method_s_first_point() -> None:
     assert table["here_epochs"].unique().tolist() == [10]
     assert table["here_top1"][0] == np.mean([e.numbers["linear_eval.backbone.top1"] for e in points["simclr"]])
     assert published({"simclr": points["simclr"]}).empty  # one method is no comparison
+    assert published(
+        points | {f"simclr_{epochs}": of("simclr", epochs) for epochs in (1, 2)}
+    ).empty  # nor are two at many lengths
     for each in points["simclr"]:
         each.result["classes"] = CLASSES[::-1]
     assert published(points).empty  # other images
