@@ -275,8 +275,12 @@ def published(points: Points) -> pd.DataFrame:
 
 
 def changes_of(points: Sequence[str], params: Params) -> tuple[dict[str, str], str]:
-    """What each point changes of params.yaml that not all of these change alike, and what all of them do."""
-    every = {point: params.ablation.points[point] for point in points if point in params.ablation.points}
+    """What each point changes of the trainings' params that not all of these change alike, and what all of them do."""
+    every = {
+        point: {key: value for key, value in params.ablation.points[point].items() if key.split(".")[0] not in MEASURED}
+        for point in points
+        if point in params.ablation.points
+    }
 
     def said(changes: Iterable[tuple[str, Any]]) -> str:
         return " ".join(f"{key.removeprefix(f'recipes.{params.recipe}.')}={value}" for key, value in changes)

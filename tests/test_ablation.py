@@ -535,6 +535,9 @@ def test_what_all_points_change_alike_is_said_once() -> None:
         {"d2": "latent_dim=2 finetune.lr=[0.01, 0.03, 0.1] finetune.scratch_lr=None"},
         "",
     )
+    assert changes_of(["d8", "d512"], params)[0] == {"d8": "latent_dim=8", "d512": "latent_dim=512"}, (
+        "what is measured besides"
+    )
     assert changes_of([], params) == ({}, "")
 
 
