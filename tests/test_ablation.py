@@ -582,7 +582,7 @@ def test_a_study_that_params_has_no_more_is_deleted_and_nothing_else(
     root: Path, capsys: pytest.CaptureFixture[str], no_figures: None
 ) -> None:
     study(root)
-    for name, content in {"gone": {"by": "ablation.study"}, "laptop": {"name": "laptop"}, "broken": []}.items():
+    for name, content in {"gone": {"by": "ablation.study"}, "other": {"name": "other"}, "broken": []}.items():
         write_json(root / f"reports/study/{name}/study.json", content)
     (root / "reports/study/mine").mkdir()
     before = {path.name for path in (root / "reports/study").iterdir()}
@@ -605,14 +605,14 @@ def test_tables_of_results_that_are_gone_are_deleted(
 
 def test_without_results_there_is_a_line_with_the_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(root / "ablation")
-    for old in ("ablation/results/laptop", "reports/study/laptop"):  # of before there were names
-        (root / old).mkdir(parents=True)
-        (root / old / "study.json").write_text("no json")
+    for other in ("ablation/results/mine", "reports/study/mine"):  # it wrote neither
+        (root / other).mkdir(parents=True)
+        (root / other / "study.json").write_text("no json")
     study(root)
     told = capsys.readouterr().err
     assert "study width: it has no results: `for point in d512 wide; do python -m ablation.point $point; done`" in told
     assert "study lind_bosch_hu: no point of method simsiam has results" in told
-    assert [path.name for path in (root / "reports/study").iterdir()] == ["laptop"]
+    assert [path.name for path in (root / "reports/study").iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize("at", ["write_text", "draw", "write_json"])

@@ -101,20 +101,33 @@ def test_the_readme_says_what_the_committed_runs_found() -> None:
     ):
         both = [[percent(found[stage], each) for found in of_digits] for each in (key, control)]
         expected.append(" and ".join(f"{np.mean(of):.1f} ± {np.std(of, ddof=1):.1f} %" for of in both))
-    measured = (
-        "linear_eval.backbone.top1",
-        "linear_eval.few_labels.1%.backbone.top1",
-        "embed.knn.backbone",
-        "finetune.top1",
-    )
-    for name in (*METHODS, *(f"{name}_simsiams_seconds" for name in METHODS)):
-        listed = run("git", "ls-tree", "--name-only", "HEAD", f"ablation/results/{name}/", at=ROOT).stdout.split()
+
+    def over_seeds(point: str, *keys: str) -> list[str]:
+        """Of a point's committed results, percent and deviation; none where it has not run."""
+        listed = run("git", "ls-tree", "--name-only", "HEAD", f"ablation/results/{point}/", at=ROOT).stdout.split()
         found = [committed(path.removesuffix(".json")) for path in listed if path.endswith(".json")]
-        if found:
-            every = [[percent(each, key) for each in found] for key in measured]
-            cells = [f"{np.mean(of):.1f}" + (f" ± {np.std(of, ddof=1):.1f}" if len(of) > 1 else "") for of in every]
-            rank = np.mean([each["embed"]["rankme"]["backbone"] for each in found])
-            expected.append(f"| {' | '.join(cells)} | {rank:.0f} |")
+        every = [[percent(each, key) / (100 if "rankme" in key else 1) for each in found] for key in keys if found]
+        forms = [".0f" if "rankme" in key else ".1f" for key in keys]
+        return [
+            f"{np.mean(of):{form}}" + (f" ± {np.std(of, ddof=1):{form}}" if len(of) > 1 and form == ".1f" else "")
+            for of, form in zip(every, forms, strict=False)
+        ]
+
+    linear_few_knn = ("linear_eval.backbone.top1", "linear_eval.few_labels.1%.backbone.top1", "embed.knn.backbone")
+    tuned_rank = ("finetune.top1", "embed.rankme.backbone")
+    for name in (*METHODS, *(f"{name}_simsiams_seconds" for name in METHODS)):
+        if cells := over_seeds(name, *linear_few_knn, *tuned_rank):
+            expected.append(f"| {' | '.join(cells)} |")
+    spaces = ("latent", "random_latent", "backbone")
+    ends = ("finetune.top1", "finetune.scratch.top1")
+    for name in ("d2048", "d512", "d128", "d32", "d8", "d2", "no_stop_gradient"):
+        cells = over_seeds(name, *(f"linear_eval.{space}.top1" for space in spaces), "embed.knn.backbone", *ends)
+        expected.append(f"| {' | '.join(cells)} |")
+    for name in ("labels_1", "labels_10", "labels_all"):
+        expected.append(f"| {' | '.join(over_seeds(name, *ends) + over_seeds(f'{name}_long', *ends))} |")
+    expected += [" and ".join(over_seeds(f"{name}_head_on_backbone", *ends)) for name in ("d2", "d2048")]
+    for claim in committed("reports/study/lind_bosch_hu/study")["claims"]:
+        expected.append(f"| {claim['claim']} | {claim['verdict']} |")
     patches = committed("ablation/results/patches/0")
     few = patches["linear_eval"]["few_labels"]["1%"]["patches"]
     expected.append(
@@ -128,6 +141,10 @@ def test_the_readme_says_what_the_committed_runs_found() -> None:
             speeds = [f"{model['pairs_per_second'][loop]['median']:{form}}" for model in models]
             ratios = [f" (ours: {model['ratios'][name]:.2f} times)" if name else "" for model in models]
             expected.append(f" | {' | '.join(map(str.__add__, speeds, ratios))} |")
+    for name, way in committed("reports/benchmarks/step")["ways"].items():
+        ms, shares = way["ms"], [100 * way[key] for key in ("shorter_by", "share_of_matrix_product")]
+        spread = f"{ms['median']:.1f} | {ms['low']:.1f} to {ms['high']:.1f}"
+        expected.append(f"| {name} | {spread} | {' | '.join(f'{share:.0f}' for share in shares)} |")
     verdicts = committed("reports/metrics/study_why_no_collapse")["study_why_no_collapse"]
     case_of = {words: case for case, words in WORDS.items()}
     cases = run("git", "show", "HEAD:reports/study/why_no_collapse/cases.csv", at=ROOT).stdout
