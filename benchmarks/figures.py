@@ -11,22 +11,20 @@ def throughput_figure(results: dict[str, dict[str, Any]], names: dict[str, str],
     """Bars of pairs per second: a panel for each model, a bar for each loop with its lowest and highest round."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     figure.suptitle(f"Pretraining throughput on {device}")
-    for axes, (model, result) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
+    panels = figure.subplots(1, len(results), squeeze=False, sharey=True)[0]
+    panels[0].invert_yaxis()
+    for axes, (model, result) in zip(panels, results.items(), strict=True):
         rates = result["pairs_per_second"]
         for place, (loop, rate) in enumerate(rates.items()):
             middle = rate["median"]
             spread = [[middle - rate["low"]], [rate["high"] - middle]]
             colour = COLOURS[0] if loop == "ours" else COLOURS[3]
             axes.barh(place, middle, xerr=spread, color=colour, capsize=3)
-            axes.annotate(
-                f"{middle:.3g}", (rate["high"], place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9
-            )
+            words = f"{middle:.1f}" if middle < 100 else f"{middle:.0f}"
+            axes.annotate(words, (rate["high"], place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9)
         axes.set_yticks(range(len(rates)), [names[loop] for loop in rates])
-        axes.invert_yaxis()
-        axes.margins(x=0.12)
-        axes.set(
-            title=f"model {model}, batch {result['batch_size']}, {result['precision']}", xlabel="pairs of views per second"
-        )
+        axes.margins(x=0.25)
+        axes.set(title=f"{model}, batch {result['batch_size']}, {result['precision']}", xlabel="pairs of views per second")
     return figure
 
 
