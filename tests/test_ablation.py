@@ -459,7 +459,7 @@ def test_a_study_says_what_its_points_found(root: Path, capsys: pytest.CaptureFi
     ]
     assert table.loc["d32", "linear_eval.latent.top1"] == pytest.approx(np.mean(top1), abs=1e-6)
     assert table.loc["d32", "linear_eval.latent.top1_sd"] == pytest.approx(abs(top1[0] - top1[1]) / 2**0.5, abs=1e-6)
-    assert table.loc["d32", ["changes", "seeds"]].tolist() == ["latent_dim=32 explain.mass_images=100", 2]
+    assert table.loc["d32", ["changes", "seeds"]].tolist() == ["latent_dim=32", 2]
     row, trained = (
         next(line for line in (folder / f"{name}.md").read_text().splitlines() if line.startswith("| d32 |"))
         for name in ("table", "training")
