@@ -102,22 +102,26 @@ def test_the_readme_says_what_the_committed_runs_found() -> None:
         both = [[percent(found[stage], each) for found in of_digits] for each in (key, control)]
         expected.append(" and ".join(f"{np.mean(of):.1f} ± {np.std(of, ddof=1):.1f} %" for of in both))
 
-    def over_seeds(point: str, *keys: str) -> list[str]:
-        """Of a point's committed results, percent and deviation; none where it has not run."""
+    def results(point: str) -> list[dict[str, Any]]:
+        """Of a point, with each seed that has run."""
         listed = run("git", "ls-tree", "--name-only", "HEAD", f"ablation/results/{point}/", at=ROOT).stdout.split()
-        found = [committed(path.removesuffix(".json")) for path in listed if path.endswith(".json")]
-        every = [[percent(each, key) / (100 if "rankme" in key else 1) for each in found] for key in keys if found]
-        forms = [".0f" if "rankme" in key else ".1f" for key in keys]
-        return [
-            f"{np.mean(of):{form}}" + (f" ± {np.std(of, ddof=1):{form}}" if len(of) > 1 and form == ".1f" else "")
-            for of, form in zip(every, forms, strict=False)
-        ]
+        return [committed(path.removesuffix(".json")) for path in listed if path.endswith(".json")]
 
-    linear_few_knn = ("linear_eval.backbone.top1", "linear_eval.few_labels.1%.backbone.top1", "embed.knn.backbone")
-    tuned_rank = ("finetune.top1", "embed.rankme.backbone")
+    def over_seeds(point: str, *keys: str) -> list[str]:
+        """Percent of a point's results, and deviation."""
+        every = [[percent(each, key) for each in results(point)] for key in keys]
+        return [f"{np.mean(of):.1f}" + (f" ± {np.std(of, ddof=1):.1f}" if len(of) > 1 else "") for of in every]
+
+    measured = (
+        "linear_eval.backbone.top1",
+        "linear_eval.few_labels.1%.backbone.top1",
+        "embed.knn.backbone",
+        "finetune.top1",
+    )
     for name in (*METHODS, *(f"{name}_simsiams_seconds" for name in METHODS)):
-        if cells := over_seeds(name, *linear_few_knn, *tuned_rank):
-            expected.append(f"| {' | '.join(cells)} |")
+        if found := results(name):
+            rank = np.mean([each["embed"]["rankme"]["backbone"] for each in found])
+            expected.append(f"| {' | '.join(over_seeds(name, *measured))} | {rank:.0f} |")
     spaces = ("latent", "random_latent", "backbone")
     ends = ("finetune.top1", "finetune.scratch.top1")
     for name in ("d2048", "d512", "d128", "d32", "d8", "d2", "no_stop_gradient"):
