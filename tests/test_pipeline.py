@@ -132,12 +132,12 @@ def test_the_readme_says_what_the_committed_runs_found() -> None:
     expected += [" and ".join(over_seeds(f"{name}_head_on_backbone", *ends)) for name in ("d2", "d2048")]
     for claim in committed("reports/study/lind_bosch_hu/study")["claims"]:
         expected.append(f"| {claim['claim']} | {claim['verdict']} |")
-    patches = committed("ablation/results/patches/0")
-    few = patches["linear_eval"]["few_labels"]["1%"]["patches"]
-    expected.append(
-        f"linear {100 * patches['linear_eval']['patches']['top1']:.1f} %, linear with 1 % of the labels "
-        f"{100 * few['top1']:.1f} ± {100 * few['sd']:.1f} %, kNN {100 * patches['embed']['knn']['patches']:.1f} %"
-    )
+    of_patches = over_seeds("patches", *(key.replace(".backbone", ".patches") for key in measured[:-1]))
+    expected.append(f"| a dictionary of patches, no network | {' | '.join(of_patches)} | – | – |")
+    expected.append("linear {} %, linear with 1 % of the labels {} %, kNN {} %".format(*of_patches))
+    random = over_seeds("simsiam", *(key.replace(".backbone", ".random_backbone") for key in measured[:-1]), ends[1])
+    rank = np.mean([each["embed"]["rankme"]["random_backbone"] for each in results("simsiam")])
+    expected.append(f"| random encoder | {' | '.join(random)} | {rank:.0f} |")
     loops = {"ours": "", "bare": "ours/bare", "lightly": "ours/lightly", "plain": "ours/plain"}
     for file in ("throughput", "throughput_h200"):
         models = committed(f"reports/benchmarks/{file}")["models"].values()
