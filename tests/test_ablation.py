@@ -427,7 +427,7 @@ def test_the_claim_of_cats_needs_cats() -> None:
 
 
 def test_points_fit_by_their_params_whatever_their_names() -> None:
-    """Other epochs, another method, or fewer labels are another grid; the head on the backbone is its control."""
+    """Other epochs, another method or fewer labels are another grid, other rates not; the head on the backbone is its control."""
     others = [found(dim) for dim in (4, *range(16, 24))]
     others[0].params["recipes"]["laptop"]["pretrain"]["epochs"] = 3
     for each in others[1:]:
@@ -438,7 +438,9 @@ def test_points_fit_by_their_params_whatever_their_names() -> None:
     measured = found(2048, 7)
     measured.params["explain"]["mass_images"] = 5  # measures more, trains alike
     control = [found(dim, space="backbone", tuned=0.6) for dim in (2, 2048)]
-    chosen = grid_of([*others, *few, *grid(), measured, *control])
+    of_study = grid()
+    of_study[0].params["recipes"]["laptop"]["finetune"]["lr"] = [0.1, 0.3]  # fine-tuned at the best of rates of its own
+    chosen = grid_of([*others, *few, *of_study, measured, *control])
     assert list(chosen.trained) == list(DIMS) and list(chosen.without) == [512] and list(chosen.on_backbone) == [2, 2048]
     assert [each.seed for each in chosen.trained[2048]] == [0, 7] and len(chosen.trained[2]) == 1
     told = {claim["name"]: claim["control"] for claim in judged(chosen)}

@@ -26,7 +26,8 @@ PAIRS = ("cat", "dog", "truck")
 
 
 class Grid(NamedTuple):
-    """The results that differ in nothing but latent dimension, stop-gradient, seed and what the fine-tuned head reads."""
+    """The results that differ in nothing but latent dimension, stop-gradient, seed, what the fine-tuned head reads, and the
+    rates of which the best on held-out images is used: each may need others."""
 
     trained: ByDim  # with stop-gradient
     without: ByDim  # without stop-gradient
@@ -44,7 +45,8 @@ def grid_of(found: list[Found]) -> Grid:
     groups: dict[str, list[Found]] = defaultdict(list)
     for each in found:
         if each.params["method"] == "simsiam" and not each.has("download"):  # with images of its own
-            free = {"latent_dim", "stop_gradient", "seed", f"recipes.{each.params['recipe']}.finetune.space"}
+            of_head = {f"recipes.{each.params['recipe']}.finetune.{key}" for key in ("space", "lr", "scratch_lr")}
+            free = {"latent_dim", "stop_gradient", "seed"} | of_head
             kept = {
                 key: value
                 for key, value in flat(each.params).items()
