@@ -427,7 +427,7 @@ def test_the_claim_of_cats_needs_cats() -> None:
 
 
 def test_points_fit_by_their_params_whatever_their_names() -> None:
-    """Other epochs, another method or fewer labels are another grid, other rates not; the head on the backbone is its control."""
+    """Other epochs, another method or fewer labels are another grid, other rates not; the head elsewhere is its control."""
     others = [found(dim) for dim in (4, *range(16, 24))]
     others[0].params["recipes"]["laptop"]["pretrain"]["epochs"] = 3
     for each in others[1:]:
@@ -534,7 +534,7 @@ def test_what_all_points_change_alike_is_said_once() -> None:
     assert common == "method=simsiam pretrain.knn=1000 pretrain.epochs=3"
     assert own["simsiam_short"] == "" and own["simsiam_ema"] == "methods.simsiam.target=ema"
     assert changes_of(["d2", "a control"], params) == (
-        {"d2": "latent_dim=2 finetune.lr=[0.01, 0.03, 0.1] finetune.scratch_lr=None"},
+        {"d2": "latent_dim=2 finetune.lr=[0.01, 0.03, 0.1, 0.3] finetune.scratch_lr=None"},
         "",
     )
     assert changes_of(["d8", "d512"], params)[0] == {"d8": "latent_dim=8", "d512": "latent_dim=512"}, (
