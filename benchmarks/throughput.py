@@ -177,7 +177,8 @@ def measure(name: str, params: Params, data: ImageSet, device: torch.device, rou
 
     medians = {loop: statistics.median(values) for loop, values in rates.items()}
     precision = resolve_precision(settings.precision, device)
-    few = [view[:8].cpu() for view in views]  # on the CPU, as a GPU's replayed step is no more than one operator to the counter
+    # On the CPU: of a GPU's replayed step the counter sees no operator.
+    few = [view[:8].cpu() for view in views]
     flops, top = flops_of(lambda: model()(*few)[0].backward()) / 8, peak(device, precision)
     started = time.perf_counter()
     for _ in range(steps):
