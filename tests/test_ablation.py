@@ -534,7 +534,7 @@ def test_what_all_points_change_alike_is_said_once() -> None:
     assert common == "method=simsiam pretrain.knn=1000 pretrain.epochs=3"
     assert own["simsiam_short"] == "" and own["simsiam_ema"] == "methods.simsiam.target=ema"
     assert changes_of(["d2", "a control"], params) == (
-        {"d2": "latent_dim=2 finetune.lr=[0.01, 0.03, 0.1, 0.3] finetune.scratch_lr=None"},
+        {"d2": "latent_dim=2 finetune.lr=[0.03, 0.1, 0.3, 1.0] finetune.scratch_lr=None"},
         "",
     )
     assert changes_of(["d8", "d512"], params)[0] == {"d8": "latent_dim=8", "d512": "latent_dim=512"}, (

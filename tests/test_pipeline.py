@@ -135,7 +135,8 @@ def test_the_readme_says_what_the_committed_runs_found() -> None:
     of_patches = over_seeds("patches", *(key.replace(".backbone", ".patches") for key in measured[:-1]))
     expected.append(f"| a dictionary of patches, no network | {' | '.join(of_patches)} | – | – |")
     expected.append("linear {} %, linear with 1 % of the labels {} %, kNN {} %".format(*of_patches))
-    random = over_seeds("simsiam", *(key.replace(".backbone", ".random_backbone") for key in measured[:-1]), ends[1])
+    random = over_seeds("simsiam", *(key.replace(".backbone", ".random_backbone") for key in measured[:-1]))
+    random += over_seeds("from_scratch", ends[1])
     rank = np.mean([each["embed"]["rankme"]["random_backbone"] for each in results("simsiam")])
     expected.append(f"| random encoder | {' | '.join(random)} | {rank:.0f} |")
     loops = {"ours": "", "bare": "ours/bare", "lightly": "ours/lightly", "plain": "ours/plain"}
