@@ -1,7 +1,10 @@
 """A claim that results are put to: its rule in words, and the code that judges by it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, NamedTuple, TypeVar
+
+from ablation.results import Found
+from simsiam.collapse import RECORDS
 
 T = TypeVar("T")
 
@@ -25,6 +28,12 @@ class Claim(NamedTuple, Generic[T]):
 
 class Untold(Exception):
     """The results have not what the rule asks for: the message says what."""
+
+
+def long_enough(found: Iterable[Found]) -> None:
+    """Raises Untold where a training is too short for its collapse to be seen."""
+    if any(len(each.arrays["curve_step"]) < RECORDS for each in found):
+        raise Untold(f"the trainings are too short: it takes {RECORDS} records of 50 steps or so to see a collapse")
 
 
 def judged(claims: Mapping[str, Claim[T]], results: T) -> list[dict[str, str]]:

@@ -50,13 +50,16 @@ def contrast(*groups: NDArray[np.float64]) -> Estimate:
     counts = np.array([len(group) for group in groups])
     if counts.max() == 1:
         return Estimate(value, float(norm.ppf(0.975)) * of_images**0.5)
-    seeds = np.array([group.mean(1).var(ddof=1) if len(group) > 1 else np.nan for group in groups])
-    rest = np.array([_rest(group) / n if len(group) > 1 else np.nan for group in groups])
-    of_seeds, twice = (np.where(counts > 1, v, np.nanmean(v)) / counts for v in (seeds, rest))
-    variance = of_images + max(of_seeds.sum() - twice.sum(), 0.0)
+    several = counts[counts > 1]
+    seeds = np.array([group.mean(1).var(ddof=1) for group in groups if len(group) > 1])
+    rest = np.array([_rest(group) / n for group in groups if len(group) > 1])
+    share = 1 / several + (counts == 1).sum() / len(
+        several
+    )  # of each in the sum: its own, and what those of one seed borrow
+    variance = of_images + max(float((share * (seeds - rest)).sum()), 0.0)
     # Welch and Satterthwaite: the degrees of freedom of a sum of variances, of which those over seeds have few.
-    few = (of_seeds**2 / np.where(counts > 1, counts - 1, (counts - 1).sum())).sum()
-    width = student.ppf(0.975, variance**2 / few) if few > 0 else norm.ppf(0.975)
+    few = ((share * seeds) ** 2 / (several - 1)).sum()
+    width = student.ppf(0.975, variance**2 / few) if few > 0 and variance > 0 else norm.ppf(0.975)
     return Estimate(value, float(width) * variance**0.5)
 
 

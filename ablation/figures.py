@@ -37,7 +37,7 @@ def accuracy_figure(points: Points, axis: Axis | None) -> Figure:
     panels = {
         title: lines for title, lines in PANELS.items() if any(key in found.numbers for key in lines for found in every)
     }
-    figure = Figure(figsize=(max(6, 4.6 * len(panels)), 5), layout="constrained")
+    figure = Figure(figsize=(max(6, 4.6 * len(panels)), 5.6), layout="constrained")
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     x = places(points, axis)
     for axes, (title, lines) in zip(grid, panels.items(), strict=True):
@@ -115,21 +115,21 @@ def spectra_figure(points: Points, axis: Axis | None) -> Figure:
 
 
 def looks_figure(points: Points, axis: Axis | None) -> Figure:
-    """kNN top-1 of held-out training images against the seconds of training: the mean over seeds, and their deviation."""
+    """kNN top-1 of held-out training images after each epoch: the mean over seeds, and their deviation."""
     figure = Figure(figsize=(8.5, 5.6), layout="constrained")
     axes, style = figure.subplots(), styles(points, axis)
     for point, results in points.items():
         looks = [each.looks() for each in results if len(each.looks())]
         if not looks:
             continue
-        every = np.stack([look[: min(map(len, looks))] for look in looks])  # (seeds, looks, 2)
-        seconds, top1 = every.mean(0).T
-        axes.plot(seconds, 100 * top1, marker=".", label=point, linewidth=1.5, **style[point])
+        every = np.stack([look[: min(map(len, looks))] for look in looks])  # (seeds, epochs)
+        epochs, top1 = np.arange(1, 1 + every.shape[1]), every.mean(0)
+        axes.plot(epochs, 100 * top1, marker=".", label=point, linewidth=1.5, **style[point])
         if len(every) > 1:
-            spread, colour = every[..., 1].std(0, ddof=1), style[point]["color"]
+            spread, colour = every.std(0, ddof=1), style[point]["color"]
             band = [100 * (top1 + side * spread) for side in (-1, 1)]
-            axes.fill_between(seconds, *band, color=colour, alpha=0.18, linewidth=0)
-    axes.set(xlabel="seconds of training", ylabel="kNN top-1 of held-out training images (%)", xlim=(0, None))
+            axes.fill_between(epochs, *band, color=colour, alpha=0.18, linewidth=0)
+    axes.set(xlabel="epochs of pretraining", ylabel="kNN top-1 of held-out training images (%)", xlim=(0, None))
     axes.grid(alpha=0.3)
     legend(figure, axes)
     return figure
@@ -145,10 +145,11 @@ def rates_figure(trials: pd.DataFrame, used: dict[str, float]) -> Figure:
     panels = figure.subplots(1, 3)
     titles = {"knn": "kNN top-1 (%)", "linear": "linear top-1 (%)", "rankme": "RankMe of the backbone"}
     for axes, (column, title) in zip(panels, titles.items(), strict=True):
-        for colour, (method, rows) in zip(COLOURS, trials.groupby("method", sort=False), strict=False):
+        for n, (method, rows) in enumerate(trials.groupby("method", sort=False)):
+            colour, line = _look(n)
             of = rows.sort_values("lr")
             values = of[column] * (1 if column == "rankme" else 100)
-            axes.plot(of["lr"], values, marker=".", color=colour, label=method)
+            axes.plot(of["lr"], values, marker=".", color=colour, linestyle=line, label=method)
             chosen = of["lr"] == used.get(str(method))
             axes.plot(of["lr"][chosen], values[chosen], marker="o", markersize=9, fillstyle="none", color=colour)
         axes.set(title=title, xlabel="learning rate (of 256 images)", xscale="log")
@@ -156,7 +157,9 @@ def rates_figure(trials: pd.DataFrame, used: dict[str, float]) -> Figure:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.grid(alpha=0.3)
+    panels[0].plot([], [], "o", markersize=9, fillstyle="none", color="black", label="the rate in params.yaml")
     legend(figure, panels[0])
+    figure.suptitle("Pretrained without some of the training images, and measured on these", fontsize=11)
     return figure
 
 
@@ -195,7 +198,7 @@ def places(points: Points, axis: Axis | None) -> dict[str, float]:
 def ticks(axes: Axes, x: dict[str, float], axis: Axis | None) -> None:
     """Label the x axis with the key and its values, logarithmic where they span more than a factor of ten, or with names."""
     if axis is None:
-        axes.set_xticks(list(x.values()), list(x), rotation=30, ha="right")
+        axes.set_xticks(list(x.values()), list(x), rotation=50, ha="right", rotation_mode="anchor")
         axes.set_xlim(-0.5, len(x) - 0.5)
     else:
         values = list(x.values())
@@ -207,14 +210,28 @@ def ticks(axes: Axes, x: dict[str, float], axis: Axis | None) -> None:
 
 
 def styles(points: Points, axis: Axis | None) -> dict[str, dict[str, Any]]:
-    """Of each point the colour and line: from dark to light along an axis, else colours that differ."""
+    """Of each point the colour and line: from dark to light along an axis, else colours that differ.
+
+    Where methods are compared each has its colour, and its points have lines of their own.
+    """
     if axis is None:
-        return {
-            point: {"color": COLOURS[n % len(COLOURS)], "linestyle": STYLES[n // len(COLOURS) % len(STYLES)]}
-            for n, point in enumerate(points)
-        }
+        methods: dict[str, list[str]] = {}
+        for point, results in points.items():
+            methods.setdefault(results[0].params["method"], []).append(point)
+        if 1 < len(methods) <= len(COLOURS) and max(map(len, methods.values())) <= len(STYLES):
+            return {
+                point: {"color": colour, "linestyle": line}
+                for colour, of in zip(COLOURS, methods.values(), strict=False)
+                for line, point in zip(STYLES, of, strict=False)
+            }
+        return {point: dict(zip(("color", "linestyle"), _look(n), strict=True)) for n, point in enumerate(points)}
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(points)))
     return {point: {"color": tuple(shade)} for point, shade in zip(places(points, axis), shades, strict=True)}
+
+
+def _look(n: int) -> tuple[str, str]:
+    """Colour and line of the n-th of some: beyond ten the colours come again with another line."""
+    return COLOURS[n % len(COLOURS)], STYLES[n // len(COLOURS) % len(STYLES)]
 
 
 def legend(figure: Figure, *panels: Axes) -> None:

@@ -53,6 +53,8 @@ def of_now(root: Path, images: ImageSet | None) -> tuple[list[Found], list[str]]
     """
     params = load(root / "params.yaml")
     found, there, missing = rows(root / RESULTS / f"{params.recipe}.csv"), [], []
+    if not found:
+        return [], list(lines(params))
     for line, (method, lr) in lines(params).items():
         now = made_with(checked(root, line.split()), images)
         fresh = [row for row in found if all(row[key] == value for key, value in now.items())]
@@ -92,13 +94,13 @@ def chosen(trials: list[Found], params: Params) -> pd.DataFrame:
     return pd.DataFrame(found, columns=list(CHOSEN))
 
 
-def study(root: Path, images: ImageSet | None) -> None:
-    """Write reports/study/rates/ from the trials of the recipe in use, where there are any, and say what they found."""
+def study(root: Path, images: ImageSet | None) -> bool:
+    """Write reports/study/rates/ from the trials of the recipe in use and say what they found: False where are none."""
     params = load(root / "params.yaml")
     trials, missing = of_now(root, images)
     if not trials:
         print(f"study {NAME}: it has no trials: `python -m ablation.rates` makes them", file=sys.stderr)
-        return
+        return False
     for each in trials:
         if each.stale:
             print(f"study {NAME}: {each.point} was made with other {each.stale}", file=sys.stderr)
@@ -117,6 +119,7 @@ def study(root: Path, images: ImageSet | None) -> None:
     write(root, NAME, trials, tables, {"trials": drawn}, commands=COMMANDS, missing=missing)
     for row in best.to_dict("records"):
         print(f"study {NAME}: {said(row, params.recipe)}", file=sys.stderr)
+    return True
 
 
 def said(row: dict[str, Any], recipe: str) -> str:

@@ -14,7 +14,6 @@ from ablation.point import RESULTS, made_with, work
 from simsiam.errors import UserError
 from simsiam.files import read_json, read_npz
 from simsiam.settings import Params, load_point
-from stages.common import load_images
 
 Arrays = dict[str, NDArray[Any]]
 MEASURED = (
@@ -49,7 +48,7 @@ ARRAYS = {  # stage -> arrays, and their shapes: "b"ytes that the test images fi
     "explain": {"shap_images": "nss3", "shap_labels": "n", "shap_shown": "nk"}
     | {f"shap_{network}_{part}": axes for network in NETWORKS for part, axes in (("values", "nssc"), ("logits", "nc"))},
 }
-SOME = {"curve_seconds": "r", "curve_knn": "r", "cka_backbone": "fh"}  # the same of arrays that not every result has
+SOME = {"curve_knn": "r", "cka_backbone": "fh"}  # the same of arrays that not every result has
 MASS: tuple[str, ...] = tuple(  # where the SHAP mass was measured
     f"mass.{network}.{of}.{part}"
     for network in (*NETWORKS, "stock")
@@ -88,40 +87,40 @@ class Found:
 
     @property
     def machine(self) -> str:
-        """What it was made on, as far as results depend on it."""
-        made = flat(self.result["made_with"])
-        words = {"device": "{}", "threads": "{:.0f} threads", "versions.torch": "torch {}"}
-        return ", ".join(text.format(made[f"machine.{key}"]) for key, text in words.items() if f"machine.{key}" in made)
+        """What it was made on, as far as results depend on it, and its encoder where that was trained elsewhere."""
+        here = _machine(self.result["made_with"].get("machine"))
+        trained = self.result.get("pretrain", {}).get("trained")
+        elsewhere = dict.fromkeys(map(_machine, trained if isinstance(trained, list) else ()))
+        elsewhere.pop(here, None)
+        return f"{here} (encoder: {' and '.join(elsewhere)})" if elsewhere else here
 
     def has(self, *stages: str) -> bool:
         return set(stages) <= set(self.result["made_with"]["stages"])
 
     def looks(self) -> NDArray[np.float64]:
-        """(looks, 2): seconds of training, and kNN top-1 of the images that were held out; none where none were."""
-        if not {"curve_seconds", "curve_knn"} <= set(self.arrays):
-            return np.zeros((0, 2))
-        both = np.stack([self.arrays["curve_seconds"], self.arrays["curve_knn"]], axis=1).astype(float)
-        return both[np.isfinite(both).all(1)]
+        """(epochs,): kNN top-1 of the images that were held out, after each epoch; none where none were."""
+        knn = self.arrays.get("curve_knn", np.zeros(0)).astype(float)
+        return knn[np.isfinite(knn)]
 
     def right(self, space: str) -> NDArray[np.bool_]:
         """(N,): which test images were classified right from a space."""
         return np.unpackbits(self.arrays[f"right_{space}"], count=self.result["test_images"]).astype(bool)
 
 
-def read(root: Path, params: Params) -> dict[tuple[str, int], Found]:
+def read(root: Path, params: Params, images: str) -> dict[tuple[str, int], Found]:
     """Every result of params.yaml's points, by point and seed; on stderr, which of them would be made otherwise now.
 
-    Raises UserError, naming file and key, for what is no result of that point and seed.
+    images: the digest of those that the points share, "" where they are not there. Raises UserError, naming file and key,
+    for what is no result of that point and seed.
     """
-    shared = load_images(root).digest if (root / "data/images.npz").exists() else ""
-    if not shared:
+    if not images:
         print("study: without data/images.npz it cannot be told whether the results are of the same images", file=sys.stderr)
     results = {}
     for point, (seeds, stages) in work(params).items():
         for seed in seeds:
             place = root / RESULTS / point / str(seed)
             if any(place.with_suffix(ending).exists() for ending in (".json", ".npz")):
-                now = made_with(load_point(root / "params.yaml", point, seed), stages, shared)
+                now = made_with(load_point(root / "params.yaml", point, seed), stages, images)
                 found = read_one(place, {key: value for key, value in now.items() if value})
                 results[point, seed] = found
                 if found.stale:
@@ -129,20 +128,23 @@ def read(root: Path, params: Params) -> dict[tuple[str, int], Found]:
     return results
 
 
-def read_patches(root: Path, params: Params, seeds: Sequence[int]) -> list[Found]:
+def read_patches(root: Path, params: Params, seeds: Sequence[int], images: str) -> list[Found]:
     """What the control without a network has left with these seeds, as if its features were a backbone's."""
-    images, results = load_images(root).digest if (root / "data/images.npz").exists() else "", []
+    results = []
     for seed in seeds:
         path = root / patches.FOLDER / f"{seed}.json"
         if path.exists():
             how = f"delete it, and `python -m ablation.patches --seed {seed}` makes it anew"
             result = read_json(path, how=how)
-            numbers = {key: value for key, value in flat(result).items() if type(value) in (int, float)}
+            content = flat(result)
+            numbers = {key: value for key, value in content.items() if type(value) in (int, float)}
             numbers = {key.replace(".patches", ".backbone"): value for key, value in numbers.items()}
-            shares = [numbers.get("linear_eval.backbone.top1", -1)]
-            shares += [value for key, value in numbers.items() if key.startswith("embed.knn")]
-            good = result.get("seed") == seed and all(0 <= share <= 1 for share in shares)
-            if not good or not isinstance(result.get("made_with"), dict):
+            wanted = ("linear_eval.backbone.top1", "embed.knn.backbone", "embed.knn_standardised.backbone")
+            shares = [numbers.get(key, -1) for key in wanted]
+            shares += [value for key, value in numbers.items() if key.endswith(".top1") or key.startswith("embed.knn.")]
+            good = content.get("seed") == seed and all(0 <= share <= 1 for share in shares)
+            kinds = {"classes": list, "made_with.params.seed": int}
+            if not good or any(type(content.get(key)) is not kind for key, kind in kinds.items()):
                 raise UserError(f"{path} is no result of the dictionary of patches: {how}")
             now = patches.made_with(params.model_copy(update={"seed": seed}), images)
             stale = otherwise(result["made_with"], {key: value for key, value in now.items() if value})
@@ -229,6 +231,12 @@ def _wrong_arrays(result: dict[str, Any], numbers: dict[str, float], arrays: Arr
     for name, axes in SOME.items():
         if name in arrays and _shape(_blank(arrays[name]) if name == "curve_knn" else arrays[name], axes, sizes) is None:
             yield f"{name} is not finite numbers in the shape that goes with the others"
+
+
+def _machine(made: Any) -> str:
+    """A machine in words."""
+    known, words = flat(made), {"device": "{}", "threads": "{:.0f} threads", "versions.torch": "torch {}"}
+    return ", ".join(text.format(known[key]) for key, text in words.items() if key in known)
 
 
 def _blank(array: NDArray[Any]) -> NDArray[Any]:

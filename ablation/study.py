@@ -16,13 +16,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ablation.figures import Axis, Points, accuracy_figure, learning_figure, looks_figure, maps_figure, spectra_figure
+from ablation.figures import (
+    PANELS,
+    Axis,
+    Points,
+    accuracy_figure,
+    learning_figure,
+    looks_figure,
+    maps_figure,
+    spectra_figure,
+)
+from ablation.lind_bosch_hu.study import NAME as LIND_BOSCH_HU
 from ablation.lind_bosch_hu.study import study as lind_bosch_hu
 from ablation.point import Failed, run_all
 from ablation.rates import NAME as RATES
 from ablation.rates import study as rates
 from ablation.results import MAPPED, MEASURED, PATCHES, SPACES, Found, flat, read, read_patches
-from ablation.tables import COMMANDS, Column, Picture, Table, means, note_of_machines, remove_others, write
+from ablation.tables import COMMANDS, Column, Picture, Table, means, remove_others, write
+from ablation.why_no_collapse.study import NAME as WHY_NO_COLLAPSE
 from ablation.why_no_collapse.study import study as why_no_collapse
 from simsiam.errors import UserError
 from simsiam.images.cifar10 import CLASSES
@@ -65,6 +76,8 @@ PARTS: dict[str, dict[str, Column]] = {  # table -> a number as the metrics have
         "finetune.images": Column("fine-tuning", "labels", 1, ".0f"),
         "finetune.epochs": Column("fine-tuning", "epochs", 1, ".0f"),
         "finetune.seconds": Column("fine-tuning", "seconds", 1, ".0f"),
+        "rate": Column("fine-tuning", "best lr, from the encoder"),
+        "scratch_rate": Column("fine-tuning", "best lr, from scratch"),
     },
 }
 COLUMNS = {name: column for part in PARTS.values() for name, column in part.items()}
@@ -80,7 +93,7 @@ PICTURES: dict[str, Drawn] = {  # figure, caption, and whether it can be drawn o
     "accuracy": (
         accuracy_figure,
         "Accuracy of every point, with its controls.",
-        lambda found: any(found.has(stage) for stage in ("embed", "linear_eval", "finetune")),
+        lambda found: any(key in found.numbers for lines in PANELS.values() for key in lines),
     ),
     "learning": (
         learning_figure,
@@ -90,7 +103,7 @@ PICTURES: dict[str, Drawn] = {  # figure, caption, and whether it can be drawn o
     "looks": (
         looks_figure,
         "While it trained: kNN on the backbone of training images that were held out, after each epoch; mean and deviation "
-        "over seeds. Seconds without looks, saving and compiling.",
+        "over seeds. An epoch is not equally long in all methods.",
         lambda found: found.has("pretrain") and len(found.looks()),
     ),
     "spectra": (
@@ -129,8 +142,15 @@ BESIDE = {  # published.csv, and this study's numbers
 def study(root: Path) -> None:
     """Write reports/study/<study>/ for every study that has results, then those that judge claims, and the rates."""
     params = load(root / "params.yaml")
-    found = read(root, params)
-    patches = read_patches(root, params, sorted({seed for of in params.ablation.studies.values() for seed in of.seeds}))
+    if taken := sorted({LIND_BOSCH_HU, WHY_NO_COLLAPSE, RATES} & params.ablation.studies.keys()):
+        raise UserError(
+            f"params.yaml: a study has the name {taken[0]}, which one of this project's own has: give it another"
+        )
+    images = load_images(root) if (root / "data/images.npz").exists() else None
+    digest = images.digest if images else ""
+    found = read(root, params, digest)
+    seeds = sorted({seed for of in params.ablation.studies.values() for seed in of.seeds})
+    patches = read_patches(root, params, seeds, digest)
     for name, of in params.ablation.studies.items():
         points = {p: [only(found[p, seed], of.stages) for seed in of.seeds if (p, seed) in found] for p in of.points}
         points = {point: results for point, results in points.items() if results}
@@ -144,26 +164,24 @@ def study(root: Path) -> None:
         if missing:
             print(f"study {name}: without {'; '.join(missing)}, of which there are no results", file=sys.stderr)
         controls = controls_of(points, [only(each, of.stages) for each in patches if each.seed in of.seeds])
-        drawn: tuple[Points, Axis | None] = (points, axis_of(points))
-        pictures = {
-            name: Picture(figure, drawn, caption)
-            for name, (figure, caption, possible) in PICTURES.items()
-            if any(possible(each) for each in every)
-        }
-        if note := note_of_machines(every):
-            print(f"study {name}: {note}", file=sys.stderr)
+        pictures, axis = {}, axis_of(points)
+        for stem, (figure, caption, possible) in PICTURES.items():
+            drawn = {point: [e for e in results if possible(e)] for point, results in (points | controls).items()}
+            if drawn := {point: results for point, results in drawn.items() if results}:
+                pictures[stem] = Picture(figure, (drawn, axis), caption)
         commands = {"the points of this study": command} | COMMANDS
         used = every + [each for results in controls.values() for each in results]
         write(root, name, used, tables(points | controls, params), pictures, commands=commands, missing=missing)
         print(f"study {name}: in reports/study/{name}/", file=sys.stderr)
-    lind_bosch_hu(root, those_of(found, params, "dimension", "stop_gradient", "head"))
-    why_no_collapse(root, those_of(found, params, "collapse"), those_of(found, params, "rank"))
+    kept = [name for name in params.ablation.studies if those_of(found, params, name)]
+    kept += [LIND_BOSCH_HU] * lind_bosch_hu(root, those_of(found, params, "dimension", "stop_gradient", "head"))
+    kept += [WHY_NO_COLLAPSE] * why_no_collapse(root, those_of(found, params, "collapse"), those_of(found, params, "rank"))
     try:
-        rates(root, load_images(root) if (root / "data/images.npz").exists() else None)
+        kept += [RATES] * rates(root, images)
     except UserError as error:  # costs no other study its place
         print(f"study {RATES}: {error}", file=sys.stderr)
-    with_results = [name for name in params.ablation.studies if those_of(found, params, name)]
-    remove_others(root, [*with_results, "lind_bosch_hu", "why_no_collapse", RATES])
+        kept.append(RATES)
+    remove_others(root, kept)
     if found:
         print("study: `dvc repro` puts it on the page", file=sys.stderr)
 
@@ -306,9 +324,22 @@ def numbers(points: Points, changes: Mapping[str, str]) -> pd.DataFrame:
             row |= means(results, key)
         told = [v + f" ({verdicts.count(v)})" * (len(set(verdicts)) > 1) for v in dict.fromkeys(verdicts)]
         row["verdict"] = ", ".join(told) or None
+        row |= {"rate": rate(results, "lr", "trials"), "scratch_rate": rate(results, "scratch.lr", "scratch_trials")}
         row["stale"] = "; ".join(dict.fromkeys(found.stale for found in results if found.stale)) or None
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def rate(results: Sequence[Found], key: str, trials: str) -> str | None:
+    """With which learning rates fine-tuning was best, and which of these are at an edge of what was tried."""
+    words: dict[str, None] = {}
+    for found in results:
+        if (lr := found.numbers.get(f"finetune.{key}")) is not None:
+            of_trial = [k for k in found.numbers if k.startswith(f"finetune.{trials}.") and k.endswith(".lr")]
+            tried = [found.numbers[k] for k in of_trial] or [-np.inf, np.inf]
+            edge = "highest" if lr >= max(tried) else "lowest" if lr <= min(tried) else ""
+            words[f"{lr:g}" + f" (the {edge} of {len(tried)})" * bool(edge)] = None
+    return " or ".join(words) or None
 
 
 def axis_of(points: Points) -> Axis | None:

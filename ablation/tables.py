@@ -110,6 +110,7 @@ def remove_others(root: Path, names: Sequence[str]) -> None:
         with suppress(UserError, AttributeError):  # what cannot be read was not written here
             if path.parent.name not in names and read_json(path).get("by") == BY:
                 shutil.rmtree(path.parent)
+                (root / f"reports/metrics/study_{path.parent.name}.json").unlink(missing_ok=True)
                 print(f"study {path.parent.name}: deleted: no study of that name has results", file=sys.stderr)
 
 
@@ -126,23 +127,26 @@ def write(
 ) -> None:
     """Write reports/study/<name>/: tables as CSV, Markdown and HTML, figures as PNG, and what the page says in study.json.
 
-    The old folder, where there is one, gives way once all of it is written, and stays where that fails.
+    The old folder, where there is one, gives way once all of it is written, and stays where that fails. The claims' verdicts
+    are metrics, too, and told on stderr, and so is where the results were made, if not all on one machine.
     """
     folder = root / "reports/study" / name
     scratch = folder.parent.with_name(f".{name}.{secrets.token_hex(4)}.tmp")
     old = scratch.with_suffix(".old")
     try:
         for stem, table in tables.items():
-            write_text(scratch / f"{stem}.csv", table.frame.round(6).to_csv(index=False))
+            write_text(scratch / f"{stem}.csv", table.frame.to_csv(index=False, float_format="%.6g"))
             write_text(scratch / f"{stem}.md", markdown(table))
             write_text(scratch / f"{stem}.html", html(table))
         for stem, picture in pictures.items():
             draw(scratch / f"{stem}.png", picture.figure, *picture.content)
+        if note := note_of_machines(used):
+            print(f"study {name}: {note}", file=sys.stderr)
         page = {
             "name": name,
             "missing": list(missing),
             "stale": [f"{each.point}, seed {each.seed}: other {each.stale}" for each in used if each.stale],
-            "note": note_of_machines(used),
+            "note": note,
             "by": BY,
             "commands": commands,
             "tables": {stem: table.caption for stem, table in tables.items()},
@@ -154,8 +158,13 @@ def write(
         if folder.exists():
             folder.rename(old)
         scratch.rename(folder)
+        if claims:
+            verdicts = {claim["name"]: claim["verdict"] for claim in claims}
+            write_json(root / f"reports/metrics/study_{name}.json", {f"study_{name}": verdicts})
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)
         for rest in (scratch, old):
             shutil.rmtree(rest, ignore_errors=True)
+    for claim in claims:
+        print(f"{': '.join(filter(None, (claim['verdict'], claim['reason'])))}: {claim['claim']}", file=sys.stderr)

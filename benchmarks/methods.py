@@ -5,12 +5,12 @@ lowest and highest, and how much longer a step takes than SimSiam's, to reports/
 """
 
 import statistics
-import time
+from argparse import ArgumentParser, RawTextHelpFormatter
 from pathlib import Path
 
 import torch
 
-from benchmarks.throughput import wait
+from benchmarks.throughput import ours
 from simsiam import images
 from simsiam.engine import pick_device
 from simsiam.files import write_json
@@ -18,7 +18,6 @@ from simsiam.images import to_tensor
 from simsiam.machine import machine
 from simsiam.methods import build
 from simsiam.methods.every import METHODS
-from simsiam.pretrain import pretrain
 from simsiam.settings import load
 from stages.common import plainly
 
@@ -28,23 +27,19 @@ WARM_UP, STEPS = 5, 25  # of a round
 
 def main() -> None:
     """Measure, print, write."""
+    ArgumentParser(
+        prog="python -m benchmarks.methods", description=__doc__, formatter_class=RawTextHelpFormatter
+    ).parse_args()
     device, data = pick_device(), images.load(Path("data/images.npz"))
     rates: dict[str, list[float]] = {name: [] for name in METHODS}
     for turn in range(ROUNDS):
         for name, of in rates.items():
             params = load(Path("params.yaml"), ["recipe=laptop", f"method={name}"])
-            settings, method, ends = params.chosen.pretrain, build(params, data), []
-            size = settings.batch_size
-            for steps in (WARM_UP, STEPS):
-                pixels = to_tensor(data.x_train[: steps * size], device)
-                labels = torch.from_numpy(data.y_train[: steps * size]).to(device) if method.labelled else None
-                once = settings.model_copy(update={"epochs": 1, "compile": "never"})
-                wait(device)
-                started = time.perf_counter()
-                pretrain(method, pixels, labels, settings=once, seed=turn)
-                wait(device)
-                ends.append(time.perf_counter() - started)
-            of.append(STEPS * size / ends[-1])
+            settings, method = params.chosen.pretrain.model_copy(update={"compile": "never"}), build(params, data)
+            size = STEPS * settings.batch_size
+            pixels = to_tensor(data.x_train[:size], device)
+            labels = torch.from_numpy(data.y_train[:size]).to(device) if method.labelled else None
+            of.append(size / ours(method, pixels, settings, STEPS, WARM_UP, labels))
             print(f"round {turn + 1}, {name}: {of[-1]:.0f} images/s", flush=True)
     middle = {name: statistics.median(of) for name, of in rates.items()}
     found = {

@@ -4,6 +4,7 @@ The fastest of some steps on made-up images, with the views and the stem that `s
 reports/benchmarks/sizes.json.
 """
 
+from argparse import ArgumentParser, RawTextHelpFormatter
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ SIDES = (16, 32, 64, 128, 224)
 
 def main() -> None:
     """Measure, print, write."""
+    ArgumentParser(prog="python -m benchmarks.sizes", description=__doc__, formatter_class=RawTextHelpFormatter).parse_args()
     params, device, rng, found = load(Path("params.yaml"), ["recipe=laptop"]), pick_device(), np.random.default_rng(0), {}
     for side in SIDES:
         pixels, labels = rng.integers(0, 256, (300, side, side, 3), np.uint8), np.arange(300) % 2

@@ -10,6 +10,7 @@ import os
 import statistics
 import subprocess
 import sys
+from argparse import SUPPRESS, ArgumentParser, RawTextHelpFormatter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -98,12 +99,15 @@ def seconds_to_compile(cache: str) -> float:
 
 def main() -> None:
     """Measure, print, write. With --first only print the seconds of a first compiled step."""
+    parser = ArgumentParser(prog="python -m benchmarks.step", description=__doc__, formatter_class=RawTextHelpFormatter)
+    parser.add_argument("--first", action="store_true", help=SUPPRESS)
+    first = parser.parse_args().first
     params, data = load(Path("params.yaml"), ["recipe=laptop", "method=simsiam"]), images.load(Path("data/images.npz"))
     settings: Pretrain = params.chosen.pretrain
     pictures = to_tensor(data.x_train[: settings.batch_size], CPU)
     views = random_views(pictures, torch.Generator().manual_seed(0), [settings.augment, settings.augment])
     found = ways(params, data, views)
-    if "--first" in sys.argv:
+    if first:
         print(timed(found["compiled"], 0, 1, CPU))
         return
     with TemporaryDirectory() as cache:

@@ -106,6 +106,8 @@ def make_clone(clone: Path, *, save_every: float = 60.0) -> None:
         recipes__laptop__finetune__batch_size=64,
         recipes__laptop__finetune__lr=[0.05, 0.2],
         recipes__base__finetune__held_out=50,
+        ablation__points={"d8": {"latent_dim": 8}},  # of which stage check reads each anew
+        ablation__studies={"dimension": {"points": ["d8"], "seeds": [0], "stages": ["pretrain"]}},
     )
     run("git", "init", "-q", "-b", "main", at=clone)
     run("git", "add", "--all", at=clone)

@@ -3,8 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
-from functools import reduce
-from operator import getitem
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ from torch import Tensor, nn
 
 from ablation import patches
 from ablation.compare import Estimate, contrast, difference
-from ablation.figures import accuracy_figure, looks_figure, maps_figure
+from ablation.figures import accuracy_figure, looks_figure, maps_figure, styles
 from ablation.lind_bosch_hu.claims import CLAIMS, Grid, grid_of, judged
 from ablation.point import RESULTS, made_with, relevant, run_point, work
 from ablation.results import ARRAYS, MAPPED, NETWORKS, PATCHES, SOME, SPACES, Found, flat, read_one
-from ablation.study import COLUMNS, PARTS, axis_of, changes_of, cka, published, study, those_of
+from ablation.study import COLUMNS, PARTS, axis_of, changes_of, cka, published, rate, study, those_of
 from simsiam.errors import UserError
 from simsiam.files import read_npz, write_json, write_npz
 from simsiam.images import ImageSet
@@ -118,7 +117,6 @@ def content(
     arrays |= {"curve_step": steps, "curve_loss": -0.8 * (1 - np.exp(-steps / 300)) + rng.normal(0, 0.01, 20)}
     arrays |= {"curve_z_std": 0.9 if healthy else np.exp(-steps / 100), "curve_rankme": np.full(20, 3 + np.log2(dim))}
     arrays["curve_z_std"] = np.broadcast_to(arrays["curve_z_std"], 20).astype(np.float32)
-    arrays["curve_seconds"] = (steps * (1 + 0.1 * seed) / 10).astype(np.float32)
     arrays["curve_knn"] = np.where(steps % 200, np.nan, 0.3 + steps / 5000 + 0.01 * seed).astype(np.float32)  # 5 epochs
     common, own = (np.random.default_rng(n).normal(size=(50, 16)) for n in ([1, *params["method"].encode()], [seed]))
     arrays["cka_backbone"] = (2 * common + own).astype(np.float16)  # what a method's seeds have in common
@@ -140,9 +138,14 @@ def content(
     return result, {name: array for name, array in arrays.items() if name in wanted}
 
 
+@cache
+def defaults() -> str:
+    return json.dumps(load(ROOT / "params.yaml").in_use())
+
+
 def found(dim: int, seed: int = 0, stop_gradient: bool = True, space: str = "latent", **changes: Any) -> Found:
     """A made-up result in memory."""
-    params = load(ROOT / "params.yaml").in_use() | {"latent_dim": dim, "stop_gradient": stop_gradient}
+    params = json.loads(defaults()) | {"latent_dim": dim, "stop_gradient": stop_gradient}
     params["recipes"]["laptop"]["finetune"]["space"] = space
     result, arrays = content(params, f"d{dim}{stop_gradient}{space}", seed, **changes)
     numbers = {key: value for key, value in flat(result).items() if type(value) in (int, float)}
@@ -260,9 +263,13 @@ def test_with_one_seed_the_interval_is_of_paired_images() -> None:
     assert difference(a, a) == Estimate(0.0, 0.0)
     each_other = np.array([[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 1.0, 0.0]])  # all of it rest, and less than none of the seeds'
     assert contrast(each_other, -each_other) == Estimate(0.0, 0.0)
+    opposite = np.array([[1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    assert contrast(opposite, np.zeros((2, 4))) == Estimate(0.5, 0.0)
 
 
-@pytest.mark.parametrize(("seed", "rest", "counts"), [(0.0, 1.0, (8, 8)), (1.0, 0.1, (3, 3)), (0.3, 1.0, (4, 1))])
+@pytest.mark.parametrize(
+    ("seed", "rest", "counts"), [(0.0, 1.0, (8, 8)), (1.0, 0.1, (3, 3)), (0.3, 1.0, (4, 1)), (1.0, 0.1, (3, 1))]
+)
 def test_neither_seeds_nor_images_are_counted_twice(seed: float, rest: float, counts: tuple[int, int]) -> None:
     """Where the rest, or the seeds, are all there is; an error of images alone that is shared falls out."""
     rng, within = np.random.default_rng(2), 0
@@ -577,6 +584,15 @@ def test_points_of_different_machines_are_named(root: Path, capsys: pytest.Captu
     assert "cpu B, 2 threads, torch 2.9: d2, seed 0" in note and "cpu A, 2 threads, torch 2.8: d8, seed 0" in note
     assert "cpu A, 1 threads, torch 2.9: d32, seed 0" in note and note.endswith("; the others: cpu A, 2 threads, torch 2.9.")
     assert note.count(", seed 0") == 3, "those of the others are not listed"
+    path = root / "ablation/results/d2/0.json"
+    result = json.loads(path.read_text())
+    result["pretrain"]["trained"] = [
+        {"device": device, "threads": 2, "versions": {"torch": "2.9"}} for device in ("gpu", "cpu B", "gpu")
+    ]
+    write_json(path, result)
+    study(root)
+    note = json.loads((root / "reports/study/dimension/study.json").read_text())["note"]
+    assert "cpu B, 2 threads, torch 2.9 (encoder: gpu, 2 threads, torch 2.9): d2, seed 0" in note
     assert json.loads((root / "reports/study/stop_gradient/study.json").read_text())["note"] == ""
 
 
@@ -603,6 +619,20 @@ def test_tables_of_results_that_are_gone_are_deleted(
     study(root)
     assert not (root / "reports/study/width").exists() and (root / "reports/study/methods").exists()
     assert "study width: it has no results" in capsys.readouterr().err
+    verdicts = [root / "reports/study/lind_bosch_hu", root / "reports/metrics/study_lind_bosch_hu.json"]
+    assert all(path.exists() for path in verdicts)
+    for point in (*(f"d{dim}" for dim in DIMS), "no_stop_gradient"):
+        shutil.rmtree(root / RESULTS / point, ignore_errors=True)
+    study(root)
+    assert not any(path.exists() for path in verdicts)
+
+
+def test_a_study_has_no_name_of_the_project_s_own(root: Path) -> None:
+    content = YAML().load(root / "params.yaml")
+    content["ablation"]["studies"]["rates"] = content["ablation"]["studies"].pop("width")
+    YAML().dump(content, root / "params.yaml")
+    with pytest.raises(UserError, match=r"params\.yaml: a study has the name rates"):
+        study(root)
 
 
 def test_without_results_there_is_a_line_with_the_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -711,7 +741,6 @@ def test_a_file_that_is_no_result_is_one_line(place: Path, text: str) -> None:
         ("curve_rankme", None),
         ("curve_knn", np.zeros(19)),
         ("curve_knn", np.full(20, np.inf)),
-        ("curve_seconds", np.full(20, np.nan)),
         ("cka_backbone", np.zeros(50)),
         ("maps_backbone_tsne_2", None),
         ("right_latent", np.zeros(51, np.uint8)),
@@ -765,6 +794,19 @@ def test_the_axis_is_the_one_number_that_differs(changes: list[dict[str, Any]], 
     assert axis_of(points) == axis
 
 
+def test_a_best_rate_at_an_edge_is_named() -> None:
+    def tuned(best: float, *tried: float) -> Found:
+        return found(2, finetune__lr=best, finetune__trials=[{"lr": lr, "top1": 0.5} for lr in tried])
+
+    said = {
+        "0.1": [tuned(0.1, 0.03, 0.1, 0.3), tuned(0.1)],  # a rate that was given and not chosen has no edge
+        "0.1 or 0.3 (the highest of 3)": [tuned(0.1, 0.03, 0.1, 0.3), tuned(0.3, 0.03, 0.1, 0.3)],
+        "0.03 (the lowest of 2)": [tuned(0.03, 0.1, 0.03)],
+    }
+    assert {rate(results, "lr", "trials"): results for results in said.values()} == said
+    assert rate([found(2)], "lr", "trials") is None
+
+
 def test_accuracy_stands_at_the_axis_with_the_right_bars() -> None:
     """On a logarithmic axis; bars are the deviation over seeds, and with one seed the test images' interval."""
     points = {f"d{dim}": [found(dim, seed) for seed in range(1 + (dim < 100))] for dim in (512, 2, 32)}
@@ -783,6 +825,21 @@ def test_accuracy_stands_at_the_axis_with_the_right_bars() -> None:
     assert [text.get_text() for text in named.get_xticklabels()] == ["d512", "d2", "d32"]
 
 
+def test_a_method_has_a_colour_and_its_points_have_lines() -> None:
+    def of(method: str) -> list[Found]:
+        result = found(2)
+        result.params["method"] = method
+        return [result]
+
+    points = {"one": of("simsiam"), "other": of("simclr"), "longer": of("simsiam")}
+    colours, lines = ({point: style[key] for point, style in styles(points, None).items()} for key in ("color", "linestyle"))
+    assert colours["one"] == colours["longer"] != colours["other"]
+    assert lines["one"] == lines["other"] != lines["longer"]
+    alike = styles({str(number): of("simsiam") for number in range(12)}, None)
+    assert len({(style["color"], style["linestyle"]) for style in alike.values()}) == 12
+    assert len({style["color"] for style in alike.values()}) == len(COLOURS)
+
+
 def table_of(root: Path, study: str, name: str, index: str) -> pd.DataFrame:
     return pd.read_csv(root / f"reports/study/{study}/{name}.csv").set_index(index)
 
@@ -799,8 +856,16 @@ def dictionary(root: Path, seed: int, top1: float, **made: Any) -> None:
 
 
 def test_a_study_of_methods_has_its_ceiling_and_its_control(
-    root: Path, capsys: pytest.CaptureFixture[str], no_figures: None
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    drawn: dict[str, list[str]] = {}  # figure -> the points on it
+
+    def draw(path: Path, _: object, points: Any, *rest: object) -> None:
+        if "methods" in path.parent.name:
+            drawn[path.stem] = list(points)
+        path.touch()
+
+    monkeypatch.setattr("ablation.tables.draw", draw)
     for seed, top1 in ((0, 0.7), (1, 0.74), (2, 0.1)):  # the last is no seed of the study
         dictionary(root, seed, top1)
     study(root)
@@ -809,6 +874,8 @@ def test_a_study_of_methods_has_its_ceiling_and_its_control(
     table = table_of(root, "methods", "table", "point")
     assert list(table.index) == ["d512", "simclr", "supervised", PATCHES]
     assert table["role"].fillna("").tolist() == ["", "", "ceiling", "control"]
+    assert drawn.pop("accuracy") == ["d512", "simclr", "supervised", PATCHES]
+    assert drawn == {name: ["d512", "simclr", "supervised"] for name in ("learning", "looks", "spectra", "maps")}
     control = table.loc[PATCHES]
     assert control["seeds"] == 2 and control["linear_eval.backbone.top1"] == pytest.approx(0.72)
     assert control["linear_eval.backbone.top1_sd"] == pytest.approx(0.04 / 2**0.5, abs=1e-6)
@@ -838,11 +905,20 @@ def test_a_control_of_other_images_is_marked_and_a_damaged_one_named(
     assert stale == [f"{PATCHES}, seed 0: other images"]
     assert "the dictionary of patches, seed 0, was made with other images" in capsys.readouterr().err
     path = root / patches.FOLDER / "0.json"
-    for section, space, number in (("linear_eval.patches", "top1", 7.5), ("embed.knn", "patches", -5.0)):
+    for key, value in {
+        "linear_eval.patches.top1": 7.5,
+        "linear_eval.few_labels.1%.patches.top1": 7.5,
+        "embed.knn.patches": -5.0,
+        "embed": {},
+        "made_with": {},
+        "classes": ...,
+        "": [1],
+    }.items():
         dictionary(root, 0, 0.7)
         content = json.loads(path.read_text())
-        reduce(getitem, section.split("."), content)[space] = number
-        write_json(path, content)
+        if key:
+            put(content, key, value)
+        write_json(path, content if key else value)
         with pytest.raises(UserError, match=r"patches/0\.json is no result .* `python -m ablation\.patches --seed 0` makes"):
             study(root)
     dictionary(root, 1, 0.7)
@@ -888,7 +964,7 @@ def test_cka_of_a_study_is_in_its_folder(root: Path, no_figures: None) -> None:
     assert not (root / "reports/study/width/cka.csv").exists()
 
 
-def test_looks_stand_against_seconds_with_the_band_of_the_seeds() -> None:
+def test_looks_stand_against_epochs_with_the_band_of_the_seeds() -> None:
     points = {f"d{dim}": [found(dim, seed) for seed in range(seeds)] for dim, seeds in ((8, 2), (2, 1))}
     points["unseen"] = [found(32)]
     del points["unseen"][0].arrays["curve_knn"]
@@ -897,7 +973,7 @@ def test_looks_stand_against_seconds_with_the_band_of_the_seeds() -> None:
         axes = looks_figure(drawn, axis).axes[0]
         lines = {str(line.get_label()): line for line in axes.lines}
         assert set(lines) == {"d8", "d2"}
-        expected = {"d2": [[20 * n, 30 + 4 * n] for n in range(1, 6)], "d8": [[21 * n, 30.5 + 4 * n] for n in range(1, 6)]}
+        expected = {"d2": [[n, 30 + 4 * n] for n in range(1, 6)], "d8": [[n, 30.5 + 4 * n] for n in range(1, 6)]}
         for point, xy in expected.items():
             np.testing.assert_allclose(np.asarray(lines[point].get_xydata(), float), np.array(xy), rtol=1e-5)
         (band,) = axes.collections
@@ -1028,7 +1104,7 @@ def test_a_study_of_methods_from_the_images_to_the_page(
     assert table.loc[["simsiam", "supervised"], numbers].notna().all(axis=None)
     assert table.loc[PATCHES, of_control] == 0.4
     looks = read_one(tmp_path / RESULTS / "simsiam/0", {}).looks()
-    assert looks.shape == (2, 2) and (np.diff(looks[:, 0]) > 0).all() and ((looks[:, 1] >= 0) & (looks[:, 1] <= 1)).all()
+    assert looks.shape == (2,) and ((looks >= 0) & (looks <= 1)).all()
     alike = table_of(tmp_path, "methods", "cka", "point")
     assert 0 < alike.loc["simsiam", "supervised"] == alike.loc["supervised", "simsiam"] < 1
     read_study(tmp_path / "reports/study/methods/study.json")

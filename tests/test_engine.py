@@ -483,7 +483,7 @@ def test_derived_seeds_differ() -> None:
     assert derive(0, 2) not in (derive(1, 2), derive(0, 2, 0)) and derive(0, 1, 5, 0) != derive(0, 1, 5, 1)
 
 
-def test_a_signal_while_the_end_is_written_is_not_swallowed(tmp_path: Path) -> None:
+def test_a_signal_while_the_end_is_written_is_not_swallowed() -> None:
     watched = Watched()
     ends: list[int] = []
 

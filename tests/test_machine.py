@@ -91,7 +91,7 @@ def test_only_what_is_imported_counts_and_nothing_is_imported_for_it() -> None:
     assert set(found) == {"device", "versions"} and set(found["versions"]) == {"python"} and not torch_there
 
 
-def test_free_memory_is_what_a_process_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_is_what_a_process_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert total / 100 < machine.free_memory() <= total
     files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    5000 kB\n", "/sys/fs/cgroup/memory.max": "max\n"}

@@ -311,13 +311,7 @@ def test_nothing_runs_twice_and_only_what_changed_runs_again(clone: Path) -> Non
         (clone / "params.yaml").write_text(before)
 
 
-def test_a_new_perplexity_runs_project_and_report(clone: Path) -> None:
-    before = (clone / "params.yaml").read_text()
-    set_params(clone, project__perplexity=10.0)
-    plan = run("dvc", "repro", "--dry", at=clone).stdout
-    ran = set(re.findall(r"Running stage '(\w+)'", plan))
-    (clone / "params.yaml").write_text(before)
-    assert ran == {"check", "project"}  # and then report, whose dependencies it writes; nothing else depends on those
+def test_after_project_report_alone_runs() -> None:
     readers = {name for name, stage in STAGES.items() if set(stage["deps"]) & set(written("project"))}
     assert readers == {"report"} and not any(set(stage["deps"]) & set(written("report")) for stage in STAGES.values())
 
@@ -356,14 +350,7 @@ def test_an_edited_comment_runs_nothing_and_an_edited_formula_what_it_must(clone
     ("change", "message"),
     [
         ("recipe=desktop", "params.yaml: recipe is 'desktop': it should be 'laptop', 'report' or 'paper'"),
-        ("data.source=/nowhere/at/all", "data.source: /nowhere/at/all does not exist"),
         ("+latentdim=32", "params.yaml: unknown key latentdim: allowed here are recipe, method, latent_dim"),
-        ("method=simklr", "params.yaml: method is 'simklr': it should be one of simsiam, fastsiam, simclr"),
-        (
-            "++recipes.laptop.methods.simsiam.predictor_lr=warm",
-            "predictor_lr is 'warm': it should be 'cosine' or 'constant'",
-        ),
-        ("ablation.points=8", "params.yaml: ablation.points is 8: it should be a section of keys and values"),
     ],
 )
 def test_bad_parameters_through_dvc(clone: Path, change: str, message: str) -> None:

@@ -286,7 +286,7 @@ def test_any_folder_and_whence_it_counts(
         assert len(fetch(source).images) == 7
 
 
-def test_the_fingerprint_of_each_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fingerprint_of_each_source(tmp_path: Path) -> None:
     fill(tmp_path / "x", {"a": 3, "b": 4})
     medmnist(tmp_path / "m.npz")
 

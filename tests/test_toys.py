@@ -118,7 +118,7 @@ def test_a_method_of_its_own_goes_through_its_stage(root: Path) -> None:
 
 
 @pytest.mark.usefixtures("regression")
-def test_two_methods_and_two_options_are_two_trainings(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_methods_and_two_options_are_two_trainings(root: Path) -> None:
     pretrain(params(method="regression", recipes__base__methods__regression={"lr": None, "bias": True}), root)
     pretrain(params(method="regression", recipes__base__methods__regression={"lr": None, "bias": False}), root)
     pretrain(params(), root)

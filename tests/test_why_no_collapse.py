@@ -253,14 +253,14 @@ def rank(**backbone: float) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("claim", "short", "long", "word"),
+    ("claim", "short", "long"),
     [
-        ("longer_loses_rank", "simsiam", "simsiam_epochs24", 1),
-        ("higher_rate_loses_rank", "simsiam", "simsiam_lr0__6", 1),
-        ("weight_decay_loses_rank", "simsiam_decay0", "simsiam_decay0__002", 1),
+        ("longer_loses_rank", "simsiam", "simsiam_epochs24"),
+        ("higher_rate_loses_rank", "simsiam", "simsiam_lr0__6"),
+        ("weight_decay_loses_rank", "simsiam_decay0", "simsiam_decay0__002"),
     ],
 )
-def test_rank_that_is_lost_is_told_by_the_ratio(claim: str, short: str, long: str, word: int) -> None:
+def test_rank_that_is_lost_is_told_by_the_ratio(claim: str, short: str, long: str) -> None:
     found = [rank(**{short: 60.0, long: value})[claim] for value in (29.9, 30.1, 119.9, 120.1)]
     assert found == ["holds", "cannot be told", "cannot be told", "does not hold"]
 

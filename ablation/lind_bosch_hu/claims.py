@@ -11,11 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ablation.claims import Claim, Finding, Untold
+from ablation.claims import Claim, Finding, Untold, long_enough
 from ablation.claims import judged as judged_by
 from ablation.compare import SMALL, contrast, correlation, difference, points, ranked
 from ablation.results import MEASURED, Found, flat
-from simsiam.collapse import RECORDS
 
 ByDim = dict[int, list[Found]]  # latent dimension, ascending -> a result for each seed
 MONOTONE = 0.8  # Spearman's correlation
@@ -115,8 +114,7 @@ def hidden(better: list[Found], worse: list[Found], what: str, control: str) -> 
 
 def collapse(grid: Grid) -> Finding:
     without, with_ = (together(cells) for cells in both_ways(grid.without, grid.trained))
-    if any(len(each.arrays["curve_step"]) < RECORDS for each in without + with_):
-        raise Untold(f"the trainings are too short: it takes {RECORDS} records of 50 steps or so to see a collapse")
+    long_enough(without + with_)
     count, count_with = (sum(map(collapsed, found)) for found in (without, with_))
 
     def said(found: list[Found]) -> str:

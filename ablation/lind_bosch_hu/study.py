@@ -14,7 +14,6 @@ from ablation.figures import maps
 from ablation.lind_bosch_hu.claims import ByDim, grid_of, having, judged
 from ablation.results import Found
 from ablation.tables import EVERYTHING, Column, Picture, Table, means, write
-from simsiam.files import write_json
 from simsiam.plots import NETWORKS, class_legend, outline, picture, plane_figure, scatter
 
 NAME = "lind_bosch_hu"
@@ -49,16 +48,16 @@ MASS_COLUMNS = {
 }
 
 
-def study(root: Path, found: list[Found]) -> None:
+def study(root: Path, found: list[Found]) -> bool:
     """Write reports/study/lind_bosch_hu/ and the verdicts as metrics, from the results that fit (`claims.grid_of`).
 
-    It has what the points allow: Figure 1 needs d = 2, Figure 3 one of the report's 8, 32 and 128.
+    It has what the points allow: Figure 1 needs d = 2, Figure 3 one of the report's 8, 32 and 128. Returns whether any does.
     """
     grid = grid_of(found)
     every = [each for cells in (grid.trained, grid.without, grid.on_backbone) for found in cells.values() for each in found]
     if not every:
         print(f"study {NAME}: no point of method simsiam has results: `{EVERYTHING}` makes them", file=sys.stderr)
-        return
+        return False
     both = {dim: grid.trained[dim] for dim in grid.trained if dim in grid.without}
     beside = "Top-1 and top-5 on the test images in per cent, the report's beside ours."
     first = accuracies(grid.trained, {}, grid.on_backbone, "1")
@@ -86,10 +85,7 @@ def study(root: Path, found: list[Found]) -> None:
         pictures["figure_3"] = Picture(figure_3, (explained,), words)
     claims = judged(grid)
     write(root, NAME, every, {name: table for name, table in tables.items() if len(table.frame)}, pictures, claims=claims)
-    verdicts = {claim["name"]: claim["verdict"] for claim in claims}
-    write_json(root / f"reports/metrics/study_{NAME}.json", {f"study_{NAME}": verdicts})
-    for claim in claims:
-        print(f"{': '.join(filter(None, (claim['verdict'], claim['reason'])))}: {claim['claim']}", file=sys.stderr)
+    return True
 
 
 def published() -> pd.DataFrame:

@@ -16,10 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ablation.claims import Claim, Finding, Untold
+from ablation.claims import Claim, Finding, Untold, long_enough
 from ablation.compare import SMALL, Estimate, difference, points, ranked, ratio
 from ablation.results import MEASURED, Found, flat
-from simsiam.collapse import RECORDS
 
 Kind = Literal["complete", "onto few directions", "lost rank", "none"]
 Cases = dict[str, list[Found]]  # what was changed -> a result for each seed
@@ -87,7 +86,7 @@ def cases_of(found: list[Found]) -> Cases:
             differs = {key: value for key, value in settings.items() if default.get(key) != value}
             for case, ways in CHANGES.items():
                 if differs in ways:
-                    cases[case][each.seed] = each
+                    cases[case].setdefault(each.seed, each)
         these = {case: list(cases[case].values()) for case in CHANGES if case in cases}
         best = these if size(these) > size(best) else best
     return best
@@ -158,8 +157,7 @@ def beside(cases: Cases, case: str) -> tuple[list[Found], list[Found]]:
     if missing := [WORDS[name] for name in (case, "default") if not cases.get(name)]:
         raise Untold(f"there is no result of {' and '.join(missing)}")
     found, default = cases[case], cases["default"]
-    if any(len(each.arrays["curve_step"]) < RECORDS for each in found + default):
-        raise Untold(f"the trainings are too short: it takes {RECORDS} records of 50 steps or so to see a collapse")
+    long_enough(found + default)
     return found, default
 
 

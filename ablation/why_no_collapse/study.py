@@ -14,7 +14,6 @@ from ablation.claims import judged
 from ablation.results import Found
 from ablation.tables import EVERYTHING, Column, Picture, Table, means, write
 from ablation.why_no_collapse.claims import CLAIMS, RANK_CLAIMS, WORDS, Cases, Cell, Ranks, cases_of, kinds, ranks_of
-from simsiam.files import write_json
 from simsiam.plots import COLOURS
 
 NAME = "why_no_collapse"
@@ -52,15 +51,18 @@ ROWS = {  # what is drawn together, each beside the default
 }
 
 
-def study(root: Path, collapse: list[Found], rank: list[Found]) -> None:
-    """Write reports/study/why_no_collapse/ and the verdicts as metrics, from what fits of the results of two studies."""
+def study(root: Path, collapse: list[Found], rank: list[Found]) -> bool:
+    """Write reports/study/why_no_collapse/ and the verdicts as metrics, from what fits of the results of two studies.
+
+    Returns whether any does.
+    """
     cases, ranks = cases_of(collapse), ranks_of(rank)
     every = [*cases.values(), *(results for cells in ranks.values() for results in cells.values())]
     used = list({id(each): each for results in every for each in results}.values())
     # A default alone, or one training of each method, says nothing.
     if len(cases) < 2 and max(map(len, ranks.values())) < 2:
         print(f"study {NAME}: no two points of it have results: `{EVERYTHING}` makes them", file=sys.stderr)
-        return
+        return False
     words = "Means and deviations over seeds."
     tables, pictures = {}, {}
     if len(cases) > 1:
@@ -75,10 +77,7 @@ def study(root: Path, collapse: list[Found], rank: list[Found]) -> None:
         pictures["rank"] = Picture(rank_figure, (ranks,), caption)
     claims = judged(CLAIMS, cases) + judged(RANK_CLAIMS, ranks)
     write(root, NAME, used, tables, pictures, claims=claims)
-    verdicts = {claim["name"]: claim["verdict"] for claim in claims}
-    write_json(root / f"reports/metrics/study_{NAME}.json", {f"study_{NAME}": verdicts})
-    for claim in claims:
-        print(f"{': '.join(filter(None, (claim['verdict'], claim['reason'])))}: {claim['claim']}", file=sys.stderr)
+    return True
 
 
 def row_of(found: Sequence[Found]) -> dict[str, Any]:
