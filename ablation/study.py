@@ -80,6 +80,7 @@ PARTS: dict[str, dict[str, Column]] = {  # table -> a number as the metrics have
         "scratch_rate": Column("fine-tuning", "best lr, from scratch"),
     },
 }
+CHOSEN = (".finetune.lr", ".finetune.scratch_lr")  # each point may have those that it needs to be fine-tuned best
 COLUMNS = {name: column for part in PARTS.values() for name, column in part.items()}
 CAPTIONS = {
     "features": "The test images' features: how many directions they use, how near two views of an image and how "
@@ -343,11 +344,11 @@ def rate(results: Sequence[Found], key: str, trials: str) -> str | None:
 
 
 def axis_of(points: Points) -> Axis | None:
-    """The one key that the points' trainings differ in, with its value at each, where that is a number."""
+    """The one key that the points' trainings differ in but for rates to choose from, its value at each, where that is a number."""
     every = {point: flat(results[0].params | {"seed": None}) for point, results in points.items()}
     keys = {key: None for values in every.values() for key in values}
     differ = [key for key in keys if len({repr(values.get(key)) for values in every.values()}) > 1]
-    trained = [key for key in differ if key.split(".")[0] not in MEASURED] or differ
+    trained = [key for key in differ if key.split(".")[0] not in MEASURED and not key.endswith(CHOSEN)] or differ
     if len(trained) != 1:
         return None
     values = {point: values.get(trained[0]) for point, values in every.items()}

@@ -544,7 +544,7 @@ def test_what_all_points_change_alike_is_said_once() -> None:
         {"d2": "latent_dim=2 finetune.lr=[0.03, 0.1, 0.3, 1.0] finetune.scratch_lr=None"},
         "",
     )
-    assert changes_of(["d8", "d512"], params)[0] == {"d8": "latent_dim=8", "d512": "latent_dim=512"}, (
+    assert changes_of(["d32", "d512"], params)[0] == {"d32": "latent_dim=32", "d512": "latent_dim=512"}, (
         "what is measured besides"
     )
     assert changes_of([], params) == ({}, "")
@@ -778,6 +778,7 @@ def test_both_files_are_of_one_run(place: Path) -> None:
     ("changes", "axis"),
     [
         ([{"latent_dim": 2}, {"latent_dim": 8, "explain.mass_images": 5}], ("latent_dim", {"p0": 2.0, "p1": 8.0})),
+        ([{"latent_dim": 2, "recipes.laptop.finetune.lr": [1.0]}, {"latent_dim": 8}], ("latent_dim", {"p0": 2.0, "p1": 8.0})),
         ([{"recipes.laptop.pretrain.lr": 0.1}, {}], ("recipes.laptop.pretrain.lr", {"p0": 0.1, "p1": 0.3})),
         ([{"embed.knn_k": 5}, {"embed.knn_k": 20}], ("embed.knn_k", {"p0": 5.0, "p1": 20.0})),
         ([{"latent_dim": 2}, {"latent_dim": 8, "recipes.laptop.pretrain.epochs": 3}], None),
