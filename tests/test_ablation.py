@@ -778,7 +778,10 @@ def test_both_files_are_of_one_run(place: Path) -> None:
     ("changes", "axis"),
     [
         ([{"latent_dim": 2}, {"latent_dim": 8, "explain.mass_images": 5}], ("latent_dim", {"p0": 2.0, "p1": 8.0})),
-        ([{"latent_dim": 2, "recipes.laptop.finetune.lr": [1.0]}, {"latent_dim": 8}], ("latent_dim", {"p0": 2.0, "p1": 8.0})),
+        (
+            [{"latent_dim": 2, "recipes.laptop.finetune.lr": [1.0]}, {"latent_dim": 8}],
+            ("latent_dim", {"p0": 2.0, "p1": 8.0}),
+        ),
         ([{"recipes.laptop.pretrain.lr": 0.1}, {}], ("recipes.laptop.pretrain.lr", {"p0": 0.1, "p1": 0.3})),
         ([{"embed.knn_k": 5}, {"embed.knn_k": 20}], ("embed.knn_k", {"p0": 5.0, "p1": 20.0})),
         ([{"latent_dim": 2}, {"latent_dim": 8, "recipes.laptop.pretrain.epochs": 3}], None),
