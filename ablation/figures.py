@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from ablation.results import Found
 from simsiam.plots import COLOURS, SPACES, class_legend, scatter
@@ -130,6 +130,7 @@ def looks_figure(points: Points, axis: Axis | None) -> Figure:
             band = [100 * (top1 + side * spread) for side in (-1, 1)]
             axes.fill_between(epochs, *band, color=colour, alpha=0.18, linewidth=0)
     axes.set(xlabel="epochs of pretraining", ylabel="kNN top-1 of held-out training images (%)", xlim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     legend(figure, axes)
     return figure

@@ -344,7 +344,7 @@ def rate(results: Sequence[Found], key: str, trials: str) -> str | None:
 
 
 def axis_of(points: Points) -> Axis | None:
-    """The one key that the points' trainings differ in, but for rates to choose from, and its value at each where a number."""
+    """The one key that the points' trainings differ in, but for rates to choose from, with its value at each if a number."""
     every = {point: flat(results[0].params | {"seed": None}) for point, results in points.items()}
     keys = {key: None for values in every.values() for key in values}
     differ = [key for key in keys if len({repr(values.get(key)) for values in every.values()}) > 1]
