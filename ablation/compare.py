@@ -53,9 +53,7 @@ def contrast(*groups: NDArray[np.float64]) -> Estimate:
     several = counts[counts > 1]
     seeds = np.array([group.mean(1).var(ddof=1) for group in groups if len(group) > 1])
     rest = np.array([_rest(group) / n for group in groups if len(group) > 1])
-    share = 1 / several + (counts == 1).sum() / len(
-        several
-    )  # of each in the sum: its own, and what those of one seed borrow
+    share = 1 / several + (counts == 1).sum() / len(several)  # in the sum: its own, and what those of one seed borrow
     variance = of_images + max(float((share * (seeds - rest)).sum()), 0.0)
     # Welch and Satterthwaite: the degrees of freedom of a sum of variances, of which those over seeds have few.
     few = ((share * seeds) ** 2 / (several - 1)).sum()
