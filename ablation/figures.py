@@ -71,7 +71,15 @@ def accuracy_figure(points: Points, axis: Axis | None) -> Figure:
 
 
 def learning_figure(points: Points, axis: Axis | None) -> Figure:
-    """Loss, spread and rank over the steps of pretraining, a line for each seed of each point."""
+    """Loss, spread and rank over the steps of pretraining, a line for each seed of each point.
+
+    Of points that share their trainings, as those do that differ in fine-tuning alone, one is drawn.
+    """
+    alike: dict[bytes, list[str]] = {}
+    for point, results in points.items():
+        alike.setdefault(b"".join(each.arrays["curve_loss"].tobytes() for each in results), []).append(point)
+    names = {first: first + f" and {len(others)} that share it" * bool(others) for first, *others in alike.values()}
+    points = {point: points[point] for point in names}
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     panels = figure.subplots(1, 3)
     style = styles(points, axis)
@@ -83,7 +91,7 @@ def learning_figure(points: Points, axis: Axis | None) -> Figure:
     for axes, (column, title) in zip(panels, titles.items(), strict=True):
         for point, results in points.items():
             for number, found in enumerate(results):
-                words = {"label": point} if number == 0 else {}
+                words = {"label": names[point]} if number == 0 else {}
                 if f"curve_{column}" in found.arrays:
                     steps, values = found.arrays["curve_step"], found.arrays[f"curve_{column}"]
                     axes.plot(steps, values, **style[point], **words, linewidth=1.3)
@@ -110,7 +118,8 @@ def spectra_figure(points: Points, axis: Axis | None) -> Figure:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("share of the total variance")
     legend(figure, panels[0])
-    figure.suptitle("Covariance spectra of the test images' features", fontsize=11)
+    seeds = {results[0].seed for results in points.values()}
+    figure.suptitle(f"Covariance spectra of the test images' features, {with_seed(seeds)}", fontsize=11)
     return figure
 
 
@@ -171,16 +180,24 @@ def maps_figure(points: Points, axis: Axis | None) -> Figure:
     common = set.intersection(*({each.seed for each in results} for results in mapped.values()))
     columns = min(4, len(mapped))
     rows = -(-len(mapped) // columns)
-    figure = Figure(figsize=(3.6 * columns, 3.7 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(max(3.6 * columns, 6), 3.7 * rows + 0.8), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
         axes.set_axis_off()
+    seeds = set()
     for axes, point in zip(panels, places(mapped, axis), strict=False):
         found = min(mapped[point], key=lambda each: (each.seed not in common, each.seed))
+        seeds.add(found.seed)
         scatter(axes, maps(found), "backbone_tsne", found.result["classes"])
         axes.set_title(point)
     class_legend(figure, panels[0])
+    figure.suptitle(f"The test images on the backbone, by t-SNE, {with_seed(seeds)}", fontsize=11)
     return figure
+
+
+def with_seed(seeds: set[int]) -> str:
+    """Which seeds' results a figure shows that has one of each point."""
+    return f"with seed {' or '.join(map(str, sorted(seeds)))}"
 
 
 def maps(found: Found) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from simsiam.settings import Params, load
 from stages.common import alone, load_images, plainly
 
 NAME = "rates"
+ABOUT = "How far the learning rate decides what a method gives: each at three rates, scored on training images held out."
 COMMANDS = {"the trials that are not there yet, and this table": "python -m ablation.rates"}
 MEASURED = {
     "knn": Column("held-out training images", "kNN (%)", 100, ".1f"),
@@ -116,7 +117,7 @@ def study(root: Path, images: ImageSet | None) -> bool:
     }
     used = dict(zip(best["method"], best["used"], strict=True))
     drawn = Picture(rates_figure, (every_trial(trials), used), "Every trial; circles: the rates that params.yaml has.")
-    write(root, NAME, trials, tables, {"trials": drawn}, commands=COMMANDS, missing=missing)
+    write(root, NAME, trials, tables, {"trials": drawn}, commands=COMMANDS, missing=missing, about=ABOUT)
     for row in best.to_dict("records"):
         print(f"study {NAME}: {said(row, params.recipe)}", file=sys.stderr)
     return True

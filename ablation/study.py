@@ -172,7 +172,8 @@ def study(root: Path) -> None:
                 pictures[stem] = Picture(figure, (drawn, axis), caption)
         commands = {"the points of this study": command} | COMMANDS
         used = every + [each for results in controls.values() for each in results]
-        write(root, name, used, tables(points | controls, params), pictures, commands=commands, missing=missing)
+        words: dict[str, Any] = {"commands": commands, "missing": missing, "about": of.about}
+        write(root, name, used, tables(points | controls, params), pictures, **words)
         print(f"study {name}: in reports/study/{name}/", file=sys.stderr)
     kept = [name for name in params.ablation.studies if those_of(found, params, name)]
     kept += [LIND_BOSCH_HU] * lind_bosch_hu(root, those_of(found, params, "dimension", "stop_gradient", "head"))

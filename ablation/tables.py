@@ -124,6 +124,7 @@ def write(
     commands: dict[str, str] = COMMANDS,
     missing: Sequence[str] = (),
     claims: Sequence[dict[str, str]] = (),
+    about: str = "",
 ) -> None:
     """Write reports/study/<name>/: tables as CSV, Markdown and HTML, figures as PNG, and what the page says in study.json.
 
@@ -144,6 +145,7 @@ def write(
             print(f"study {name}: {note}", file=sys.stderr)
         page = {
             "name": name,
+            "about": about,
             "missing": list(missing),
             "stale": [f"{each.point}, seed {each.seed}: other {each.stale}" for each in used if each.stale],
             "note": note,

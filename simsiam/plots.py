@@ -27,7 +27,7 @@ SPACES = {  # name in metrics and tables -> (how it is called in figures, colour
     "latent": ("latent", "#bd1f01", "-"),
     "random_backbone": ("random encoder's backbone", "#717581", "--"),
     "random_latent": ("random encoder's latent", "#a96b59", "--"),
-    "finetuned": ("fine-tuned latent", "#832db6", "-"),
+    "finetuned": ("what the fine-tuned head reads", "#832db6", "-"),
 }
 NETWORKS = {"frozen": "frozen", "finetuned": "fine-tuned", "random": "random"}
 
@@ -212,15 +212,17 @@ def maps_figure(frame: pd.DataFrame, classes: Sequence[str]) -> Figure:
 
 
 def plane_figure(frame: pd.DataFrame, classes: Sequence[str]) -> Figure:
-    """The latent frozen beside fine-tuned: as it is when it has two dimensions, else on its principal components."""
-    bare = "latent_1" in frame
-    spaces = {"latent": "frozen"} | ({"finetuned": "fine-tuned"} if "finetuned_pca_1" in frame else {})
+    """The frozen latent beside what the fine-tuned head reads: as they are where these are two numbers, else by PCA."""
+    spaces = {"latent": "the frozen latent"}
+    if "finetuned_pca_1" in frame:
+        spaces["finetuned"] = SPACES["finetuned"][0]
     figure = Figure(figsize=(6 * len(spaces), 5.6), layout="constrained")
     panels = figure.subplots(1, len(spaces), squeeze=False)[0]
     for axes, (space, title) in zip(panels, spaces.items(), strict=True):
+        bare = f"{space}_1" in frame
         scatter(axes, frame, space if bare else f"{space}_pca", classes)
-        name = "latent dimension" if bare else "principal component"
-        axes.set(title=f"The latent, {title}", xlabel=f"{name} 1", ylabel=f"{name} 2")
+        name = "dimension" if bare else "principal component"
+        axes.set(title=title[0].upper() + title[1:], xlabel=f"{name} 1", ylabel=f"{name} 2")
     class_legend(figure, panels[0])
     return figure
 
@@ -378,8 +380,11 @@ def class_legend(figure: Figure, axes: Axes) -> None:
     handles, names = axes.get_legend_handles_labels()
     if len(names) == 1:  # images without labels
         return
-    size = {"fontsize": 6, "markerscale": 2} if len(names) > 30 else {"markerscale": 4}
-    legend = figure.legend(handles, names, loc="outside lower center", ncols=10, frameon=False, **size)
+    size = {"fontsize": 6, "markerscale": 2} if len(names) > 30 else {"fontsize": 10, "markerscale": 4}
+    room = 110 / size["fontsize"] * figure.get_figwidth()  # in letters; a marker takes five
+    columns = len(names) if sum(len(name) + 5 for name in names) < room else int(room / (max(map(len, names)) + 5))
+    places: dict[str, Any] = {"loc": "outside lower center", "ncols": max(1, min(10, columns)), "frameon": False}
+    legend = figure.legend(handles, names, **places, **size)
     for handle in legend.legend_handles:
         if handle is not None:
             handle.set_alpha(1)

@@ -26,7 +26,8 @@ class Study:
     commands: dict[str, str]
     stale: list[str]  # points that were made otherwise than they would be now
     missing: list[str]  # points without results
-    note: str  # what a reader has to know first
+    note: str  # where it was made, if not all on one machine
+    about: str  # what it asks
 
 
 def accuracy_rows(metrics: Metrics) -> list[tuple[str, float, str]]:

@@ -217,6 +217,7 @@ StageName = Literal["download", "look", "pretrain", "embed", "linear_eval", "fin
 
 
 class Study(Section):
+    about: str = ""  # what it asks, for the page
     points: list[Name] = Field(min_length=1)
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(min_length=1)
     stages: list[StageName] = Field(min_length=1)  # that its points go through

@@ -11,20 +11,61 @@ from typing import Any
 
 from simsiam import released
 from simsiam.checkpoint import load_weights
-from simsiam.files import read_json
-from simsiam.networks import load_encoder
-from stages.common import load_images, plainly
+from simsiam.errors import UserError
+from simsiam.images import ImageSet
+from simsiam.networks import Encoder, load_encoder
+from stages.common import Metrics, load_images, plainly
+from stages.report import of_another_shape, read_metrics
+
+SPACES = ("backbone", "latent")
 
 
 def release(root: Path, folder: Path) -> None:
-    """Write `folder` from what the stages left in `root`. Raises UserError where one has not run."""
-    stages = ("download", "pretrain", "embed", "linear_eval")
-    metrics, images = {name: read_json(root / f"reports/metrics/{name}.json")[name] for name in stages}, load_images(root)
-    spaces = ("backbone", "latent")
-    every = (*spaces, *(f"random_{space}" for space in spaces))
+    """Write `folder` from what the stages left in `root`.
+
+    Raises UserError where one has not run, where they ran for different encoders or images, and for images without labels.
+    """
+    metrics, images = read_metrics(root, ("download", "pretrain", "embed", "linear_eval")), load_images(root)
+    if not images.labelled:
+        raise UserError("release: the images have no labels, so there is no classifier, nor a score, to pass on")
+    encoder, heads = load_encoder(root / "models/encoder.pt"), load_weights(root / "models/linear.pt")
+    with of_another_shape(root):
+        belong_together(metrics, images, encoder, heads)
+        card = card_of(metrics, images)
+    released.write(folder, encoder, {space: heads[space] for space in SPACES}, card)
+
+
+def belong_together(metrics: Metrics, images: ImageSet, encoder: Encoder, heads: dict[str, Any]) -> None:
+    """Raises UserError where encoder, classifiers, numbers and images are not of one run, as sizes and settings tell."""
+    trained = metrics["pretrain"]["trained"][0]
+    of_training = {key: trained[key] for key in ("latent_dim", "seed")} | metrics["pretrain"]["settings"][0]["model"]
+    settings = encoder.settings.model_dump()
+    widths = {"backbone": encoder.backbone.dim, "latent": encoder.settings.latent_dim}
+    counted = {"train": len(images.y_train), "test": len(images.y_test), "classes": len(images.classes)}
+    for what, one, other in (
+        (
+            "models/encoder.pt and reports/metrics/pretrain.json",
+            {key: value for key, value in of_training.items() if key in settings and value is not None},
+            settings,
+        ),
+        ("models/encoder.pt and reports/metrics/embed.json", widths, metrics["embed"]["dimensions"]),
+        ("data/images.npz and reports/metrics/download.json", counted, metrics["download"]),
+        (
+            "models/linear.pt and models/encoder.pt or data/images.npz",
+            {space: (len(images.classes), width) for space, width in widths.items()},
+            {space: tuple(heads[space]["weight"].shape) for space in SPACES},
+        ),
+    ):
+        if any(other[key] != value for key, value in one.items()):
+            raise UserError(f"release: {what} are of different runs: `dvc repro` first")
+
+
+def card_of(metrics: Metrics, images: ImageSet) -> dict[str, Any]:
+    """What the encoder was made from, how, on what, and what it scores."""
+    every = (*SPACES, *(f"random_{space}" for space in SPACES))
     describe = ("git", "describe", "--always", "--dirty", "--abbrev=40")
     linear, embed = metrics["linear_eval"], metrics["embed"]
-    card: dict[str, Any] = {
+    return {
         "released_at": subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip(),
         "images": {key: metrics["download"][key] for key in ("name", "train", "test", "size")}
         | {"sha256": images.digest, "pretraining_pixels_sha256": images.pixels_digest, "classes": images.classes},
@@ -36,8 +77,6 @@ def release(root: Path, folder: Path) -> None:
         "z_std": embed["collapse"]["z_std"],
         "scored_on": embed["run"][0],
     }
-    heads = load_weights(root / "models/linear.pt")
-    released.write(folder, load_encoder(root / "models/encoder.pt"), {space: heads[space] for space in spaces}, card)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,12 @@ def report(params: Params, root: Path) -> None:
 def write_page(params: Params, root: Path, settings: str) -> None:
     """Write reports/index.html from what lies in reports/.
 
-    The studies in reports/study/ are on it; one that is damaged is left out, with a line on stderr.
+    The studies in reports/study/ are on it, in the order of params.yaml; one that is damaged is left out, with a line on
+    stderr.
     """
-    studies = []
-    for path in sorted((root / "reports/study").glob("*/study.json")):
+    studies, order = [], list(params.ablation.studies)
+    found = sorted((root / "reports/study").glob("*/study.json"))
+    for path in sorted(found, key=lambda path: order.index(path.parent.name) if path.parent.name in order else len(order)):
         try:
             studies.append(read_study(path))
         except UserError as error:
@@ -71,10 +73,10 @@ def write_page(params: Params, root: Path, settings: str) -> None:
     write_text(root / "reports/index.html", page)
 
 
-def read_metrics(root: Path) -> Metrics:
-    """Every stage's metrics, by the stage's name."""
+def read_metrics(root: Path, stages: Sequence[str] = STAGES) -> Metrics:
+    """The stages' metrics, by the stage's name."""
     metrics: Metrics = {}
-    for stage in STAGES:
+    for stage in stages:
         path = root / f"reports/metrics/{stage}.json"
         content = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get(stage), dict):
@@ -137,8 +139,8 @@ def read_study(path: Path) -> Study:
         pictures = [(words, read_picture(path.parent / f"{name}.png", how)) for name, words in content["figures"].items()]
         claims = [{key: str(claim.get(key, "")) for key in CLAIM} for claim in content["claims"]]
         lists = {key: list(map(str, content[key])) for key in ("stale", "missing")}
-        commands, note = dict(content["commands"]), str(content.get("note", ""))
-        return Study(str(content["name"]), tables, pictures, claims, commands, note=note, **lists)
+        words = {key: str(content.get(key, "")) for key in ("note", "about")}
+        return Study(str(content["name"]), tables, pictures, claims, dict(content["commands"]), **words, **lists)
     except OSError as error:
         raise UserError(f"{path.parent}: {error}: {how}") from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:

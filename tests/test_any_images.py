@@ -2,6 +2,7 @@
 
 import html
 import re
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stderr
@@ -13,18 +14,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from simsiam.checkpoint import load_weights
-from simsiam.files import read_json, read_npz, write_npz
+from simsiam import released
+from simsiam.checkpoint import load_weights, save_weights
+from simsiam.errors import UserError
+from simsiam.files import read_json, read_npz, write_json, write_npz
 from simsiam.images import ImageSet, Pixels, load
 from simsiam.metrics import nearest, precision_at
-from simsiam.networks import load_encoder
+from simsiam.networks import Encoder, load_encoder, save_encoder
 from simsiam.settings import Params
 from stages.common import run
+from stages.release import release
 from stages.report import FIGURES
-from tests.some import rng
+from tests.some import but, rng
 from tests.through import STAGES, quick
 
 SPACES = {"backbone", "latent", "random_backbone", "random_latent"}
@@ -292,3 +297,35 @@ def test_a_hundred_classes_are_readable(hundred: Run) -> None:
     assert hundred.metrics["embed"]["precision_at_8"]["backbone"] == pytest.approx(counted)
     assert hundred.figure("neighbours")[0] > 1300
     assert "few labels" not in hundred.page
+
+
+def test_what_is_released_is_of_one_run(medmnist: Run, without_labels: Run, tmp_path: Path) -> None:
+    release(medmnist.root, tmp_path / "out")
+    found = released.read(tmp_path / "out")
+    assert found.card["images"]["classes"] == list(medmnist.images.classes)
+    assert found.card["linear_top1"]["backbone"] == medmnist.metrics["linear_eval"]["backbone"]["top1"]
+    with pytest.raises(UserError, match="the images have no labels"):
+        release(without_labels.root, tmp_path / "none")
+
+    root = tmp_path / "mixed"
+    shutil.copytree(medmnist.root, root)
+    heads = load_weights(root / "models/linear.pt")
+    save_weights(
+        root / "models/linear.pt", {space: {"weight": torch.zeros(10, 64), "bias": torch.zeros(10)} for space in heads}
+    )
+    with pytest.raises(UserError, match=r"linear\.pt and .* are of different runs: `dvc repro` first"):
+        release(root, tmp_path / "none")
+    save_weights(root / "models/linear.pt", heads)
+    encoder = load_encoder(root / "models/encoder.pt")
+    for changes in ({"seed": 1}, {"latent_dim": 4}, {"first_filters": "random", "filters": ()}):
+        save_encoder(root / "models/encoder.pt", Encoder(but(encoder.settings, **changes)))
+        with pytest.raises(UserError, match=r"encoder\.pt and .*pretrain\.json are of different runs"):
+            release(root, tmp_path / "none")
+    save_encoder(root / "models/encoder.pt", encoder)
+    for stage, part in (("download", {"test": 7}), ("embed", {"dimensions": {"backbone": 7, "latent": 8}})):
+        write_json(root / f"reports/metrics/{stage}.json", {stage: medmnist.metrics[stage] | part})
+        with pytest.raises(UserError, match=rf"{stage}\.json are of different runs"):
+            release(root, tmp_path / "none")
+        write_json(root / f"reports/metrics/{stage}.json", {stage: medmnist.metrics[stage]})
+    release(root, tmp_path / "again")
+    assert not (tmp_path / "none").exists()

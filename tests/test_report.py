@@ -2,17 +2,19 @@
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
 from simsiam.errors import UserError
-from simsiam.plots import draw, shap_figure
+from simsiam.plots import draw, plane_figure, shap_figure
 from simsiam.report import WEBP_PIXELS, embedded
 from simsiam.settings import load
 from stages.report import read_picture, read_study, report
@@ -107,6 +109,34 @@ def write_study(folder: Path, content: object) -> Path:
     (folder / "accuracy.png").write_bytes(png(20, 20))
     (folder / "study.json").write_text(json.dumps(content))
     return folder / "study.json"
+
+
+def test_two_numbers_are_drawn_as_they_are_and_more_by_their_components() -> None:
+    """At d = 2 the latent needs no projection; the backbone that the fine-tuned head reads does. The legend fits."""
+    xy = np.arange(40.0).reshape(10, 4)
+    names = ("latent_1", "latent_2", "finetuned_pca_1", "finetuned_pca_2")
+    classes = [f"a long name {number}" for number in range(10)]
+    frame = pd.DataFrame(dict(zip(names, xy.T, strict=True)) | {"label": range(10), "class": classes})
+    both = plane_figure(frame, classes)
+    left, right = both.axes
+    assert left.get_xlabel() == "dimension 1" and right.get_xlabel() == "principal component 1"
+    for axes, columns in ((left, xy[:, :2]), (right, xy[:, 2:])):
+        np.testing.assert_array_equal(np.concatenate([dots.get_offsets() for dots in axes.collections]), columns)
+    for figure in (both, plane_figure(frame[["latent_1", "latent_2", "label", "class"]], classes)):
+        figure.canvas.draw()
+        assert figure.legends[0].get_window_extent().width < figure.bbox.width
+
+
+def test_studies_stand_in_the_order_of_the_params_and_say_what_they_ask(tmp_path: Path) -> None:
+    for folder in ("metrics", "figures", "curves"):
+        shutil.copytree(ROOT / "reports" / folder, tmp_path / "reports" / folder)
+    for name in ("methods", "dimension", "a_user_s", "collapse"):
+        (folder := tmp_path / "reports/study" / name).mkdir(parents=True)
+        write_study(folder, GOOD | {"name": name, "about": f"What {name} asks."})
+    report(load(ROOT / "params.yaml"), tmp_path)
+    page = (tmp_path / "reports/index.html").read_text()
+    assert re.findall(r'<h2 id="study-(\w+)"', page) == ["methods", "dimension", "collapse", "a_user_s"]
+    assert all(f"<p>What {name} asks.</p>" in page for name in ("methods", "dimension", "a_user_s", "collapse"))
 
 
 def test_a_study_is_read_whole_or_named(tmp_path: Path) -> None:

@@ -355,6 +355,13 @@ def test_the_losses_of_several_methods_are_not_drawn_beside_each_other() -> None
     assert titles[0][0] == "loss" and "loss" not in titles[1] and [len(of) for of in titles] == [3, 3]
 
 
+def test_a_training_that_points_share_is_drawn_once() -> None:
+    points = {"short": [result()], "short_tuned_otherwise": [result()], "other": [result("simclr")]}
+    points["other"][0].arrays["curve_loss"] = points["short"][0].arrays["curve_loss"] - 1
+    drawn = learning_figure(points, None).axes[0].lines
+    assert [line.get_label() for line in drawn] == ["short and 1 that share it", "other"]
+
+
 def test_tables_say_the_kind_and_the_numbers() -> None:
     found = everything("collapse", 3)
     for each in found:

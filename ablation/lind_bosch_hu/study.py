@@ -17,6 +17,10 @@ from ablation.tables import EVERYTHING, Column, Picture, Table, means, write
 from simsiam.plots import NETWORKS, class_legend, outline, picture, plane_figure, scatter
 
 NAME = "lind_bosch_hu"
+ABOUT = (
+    "What Lind, Bosch & Hu concluded in Visualizing Representations Found in Simple Siamese Representation Learning, put to "
+    "`dimension`, `stop_gradient` and `head`, and their tables and figures with ours beside."
+)
 SHAP_DIMS = (8, 32, 128)  # of the report's Figure 3
 COLUMNS = {
     "latent_dim": Column("", "d"),
@@ -84,7 +88,8 @@ def study(root: Path, found: list[Found]) -> bool:
         words = "Figure 3: SHAP values of the fine-tuned, the frozen and, as a control, the random network."
         pictures["figure_3"] = Picture(figure_3, (explained,), words)
     claims = judged(grid)
-    write(root, NAME, every, {name: table for name, table in tables.items() if len(table.frame)}, pictures, claims=claims)
+    tables = {name: table for name, table in tables.items() if len(table.frame)}
+    write(root, NAME, every, tables, pictures, claims=claims, about=ABOUT)
     return True
 
 
@@ -147,6 +152,7 @@ def figure_2(found: Found) -> Figure:
         dim = found.params["latent_dim"]
         axes.set(title=f"The frozen latent of {dim} dimensions: {title}", xlabel=f"{unit} 1", ylabel=f"{unit} 2")
     class_legend(figure, panels[0])
+    figure.suptitle(f"Seed {found.seed}", fontsize=11)
     return figure
 
 
@@ -172,7 +178,8 @@ def figure_3(explained: dict[int, Found]) -> Figure:
     # A column for the image, and for each dimension an empty one and one for each class.
     widths = [1.0] + len(blocks) * [0.25, *outputs * [1.0]]
     figure = Figure(figsize=(max(7, 1.05 * sum(widths) + 0.9), 3 * (1.35 * rows + 1.2)), layout="constrained")
-    figure.suptitle("What speaks for (red) and against (blue) a class, by SHAP; under the class its logit", fontsize=11)
+    words = f"What speaks for (red) and against (blue) a class, by SHAP; under the class its logit; seed {last.seed}"
+    figure.suptitle(words, fontsize=11)
     for part, network in zip(np.ravel(np.array(figure.subfigures(3, 1))), networks, strict=True):
         grid = part.subplots(rows, len(widths), squeeze=False, width_ratios=widths)
         for row in range(rows):

@@ -189,6 +189,10 @@ def gain(found: list[Found], default: list[Found]) -> Estimate:
     return difference(*(np.stack([each.right("backbone") for each in of]) for of in (found, default)))
 
 
+def beside_default(more: Estimate) -> str:
+    return f"; linear accuracy less the default's: {points(more)} points"
+
+
 def collapses(case: str) -> Callable[[Cases], Finding]:
     def judge(cases: Cases) -> Finding:
         found, default = beside(cases, case)
@@ -218,7 +222,7 @@ def learns_less(case: str, *, higher_loss: bool = False) -> Callable[[Cases], Fi
         count, more = sum(collapsed(each, default) for each in found), gain(found, default)
         losses, usual = ([each.numbers["pretrain.loss"] for each in of] for of in (found, default))
         high = not higher_loss or min(losses) > max(usual)
-        extra = f"; linear {points(more)} points more than the default"
+        extra = beside_default(more)
         extra += (
             f"; loss {min(losses):.2f} to {max(losses):.2f} (default {min(usual):.2f} to {max(usual):.2f})" * higher_loss
         )
@@ -237,7 +241,7 @@ def learns_no_more(case: str) -> Callable[[Cases], Finding]:
         holds = not count and more.high < SMALL
         fails = count == len(default) or (more.low > 0 and not holds)
         untold = "some of the defaults collapse" if count else "the interval includes a gain that counts"
-        return told(found, default, holds, fails, untold, f"; linear {points(more)} points more than the default")
+        return told(found, default, holds, fails, untold, beside_default(more))
 
     return judge
 
@@ -248,7 +252,7 @@ def learns_more(case: str) -> Callable[[Cases], Finding]:
         count, more = sum(collapsed(each, default) for each in found), gain(found, default)
         fails = count == len(found) or more.high < SMALL
         untold = "some of the trainings collapse" if count else "the interval includes no gain and one that counts"
-        extra = f"; linear {points(more)} points more than the default"
+        extra = beside_default(more)
         return told(found, default, not count and more.low > 0 and not fails, fails, untold, extra)
 
     return judge

@@ -17,6 +17,7 @@ from ablation.why_no_collapse.claims import CLAIMS, RANK_CLAIMS, WORDS, Cases, C
 from simsiam.plots import COLOURS
 
 NAME = "why_no_collapse"
+ABOUT = "What papers say of why SimSiam does not collapse, and of what costs it directions, put to `collapse` and `rank`."
 NUMBERS = {
     "pretrain.loss": Column("pretraining, last batches", "loss"),
     "pretrain.z_std": Column("pretraining, last batches", "z_std"),
@@ -76,7 +77,7 @@ def study(root: Path, collapse: list[Found], rank: list[Found]) -> bool:
         caption = "Epochs, rate and weight decay; a line for each seed."
         pictures["rank"] = Picture(rank_figure, (ranks,), caption)
     claims = judged(CLAIMS, cases) + judged(RANK_CLAIMS, ranks)
-    write(root, NAME, used, tables, pictures, claims=claims)
+    write(root, NAME, used, tables, pictures, claims=claims, about=ABOUT)
     return True
 
 
