@@ -139,8 +139,9 @@ def read_study(path: Path) -> Study:
         pictures = [(words, read_picture(path.parent / f"{name}.png", how)) for name, words in content["figures"].items()]
         claims = [{key: str(claim.get(key, "")) for key in CLAIM} for claim in content["claims"]]
         lists = {key: list(map(str, content[key])) for key in ("stale", "missing")}
-        words = {key: str(content.get(key, "")) for key in ("note", "about")}
-        return Study(str(content["name"]), tables, pictures, claims, dict(content["commands"]), **words, **lists)
+        texts = {key: str(content.get(key, "")) for key in ("note", "about")}
+        rest: dict[str, Any] = texts | lists | {"commands": dict(content["commands"])}
+        return Study(str(content["name"]), tables, pictures, claims, **rest)
     except OSError as error:
         raise UserError(f"{path.parent}: {error}: {how}") from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:

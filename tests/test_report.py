@@ -131,8 +131,8 @@ def test_studies_stand_in_the_order_of_the_params_and_say_what_they_ask(tmp_path
     for folder in ("metrics", "figures", "curves"):
         shutil.copytree(ROOT / "reports" / folder, tmp_path / "reports" / folder)
     for name in ("methods", "dimension", "a_user_s", "collapse"):
-        (folder := tmp_path / "reports/study" / name).mkdir(parents=True)
-        write_study(folder, GOOD | {"name": name, "about": f"What {name} asks."})
+        (at := tmp_path / "reports/study" / name).mkdir(parents=True)
+        write_study(at, GOOD | {"name": name, "about": f"What {name} asks."})
     report(load(ROOT / "params.yaml"), tmp_path)
     page = (tmp_path / "reports/index.html").read_text()
     assert re.findall(r'<h2 id="study-(\w+)"', page) == ["methods", "dimension", "collapse", "a_user_s"]
