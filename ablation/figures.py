@@ -75,9 +75,10 @@ def learning_figure(points: Points, axis: Axis | None) -> Figure:
 
     Of points that share their trainings, as those do that differ in fine-tuning alone, one is drawn.
     """
-    alike: dict[bytes, list[str]] = {}
+    alike: dict[tuple[str, bytes], list[str]] = {}
     for point, results in points.items():
-        alike.setdefault(b"".join(each.arrays["curve_loss"].tobytes() for each in results), []).append(point)
+        losses = b"".join(each.arrays["curve_loss"].tobytes() for each in results)
+        alike.setdefault((results[0].params["method"], losses), []).append(point)
     names = {first: first + f" and {len(others)} that share it" * bool(others) for first, *others in alike.values()}
     points = {point: points[point] for point in names}
     figure = Figure(figsize=(13, 4.6), layout="constrained")
