@@ -1,8 +1,9 @@
 """Each method's learning rate, chosen on held-out training images: python -m ablation.rates
 
-`ablation.rates` in params.yaml says which rates are tried for which method, the same number for each. A trial is one of
-`python -m ablation.search`, at the settings of the recipe in use. At the end the rate with the best kNN is named for each
-method: whether it goes into `recipes.RECIPE.methods.METHOD.lr` is yours to say.
+`ablation.rates` in params.yaml says which rates are tried for which method, the same number for each; others that were
+tried are in ablation/results/search. A trial is one of `python -m ablation.search`, at the settings of the recipe in use.
+At the end the rate with the best kNN is named for each method: whether it goes into `recipes.RECIPE.methods.METHOD.lr` is
+yours to say.
 """
 
 import sys

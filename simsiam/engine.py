@@ -108,7 +108,9 @@ def resolve_precision(precision: str, device: torch.device) -> Literal["fp32", "
 
 
 def resolve_compile(compile: str, device: torch.device, examples: int) -> bool:
-    """`auto` compiles a training of so many examples that it wins back the minute it takes, where there is a compiler.
+    """`auto` compiles a training of so many examples (COMPILE_FROM) that networks as `laptop`'s win back what it takes.
+
+    It needs a compiler. With a smaller network, or in bf16, that may take more or fewer.
 
     Several processes do not compile unless told to: nobody has measured what it does to synchronised BatchNorm.
     """

@@ -24,7 +24,7 @@ from simsiam.networks import (
     seeded,
     with_head,
 )
-from simsiam.settings import EncoderSettings
+from simsiam.settings import EncoderSettings, load
 from tests.some import but, generator
 
 
@@ -200,3 +200,15 @@ def test_weights_of_another_network_are_refused(tiny: EncoderSettings, tmp_path:
     save_encoder(path, Encoder(tiny))
     with pytest.raises(UserError, match=r"encoder\.pt does not hold a classifier"):
         load_classifier(path)
+
+
+def test_a_block_that_starts_as_its_shortcut_passes_on_few_pixels(tiny: EncoderSettings) -> None:
+    """What docs/reading.md says of the random encoder of `laptop`: of 32 x 32 pixels it sees 25."""
+    settings = load(Path(__file__).parents[1] / "params.yaml").chosen.model
+    assert (settings.stem, settings.depth) == ("strided", 10)
+    found = Encoder(but(tiny, stem="strided", depth=10, width=8)).eval()
+    image = torch.rand(1, 3, 32, 32, requires_grad=True)
+    found.backbone(image).square().sum().backward()
+    assert image.grad is not None
+    seen = image.grad[0].abs().sum(0) > 0
+    assert int(seen.sum()) == 25
