@@ -359,7 +359,7 @@ def test_a_training_that_points_share_is_drawn_once() -> None:
     points = {"short": [result()], "short_tuned_otherwise": [result()], "other": [result("simclr")]}
     points["other"][0].arrays["curve_loss"] = points["short"][0].arrays["curve_loss"] - 1
     drawn = learning_figure(points, None).axes[0].lines
-    assert [line.get_label() for line in drawn] == ["short and 1 that share it", "other"]
+    assert [line.get_label() for line in drawn] == ["short (and 1 more with this training)", "other"]
 
 
 def test_tables_say_the_kind_and_the_numbers() -> None:
