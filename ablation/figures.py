@@ -79,7 +79,9 @@ def learning_figure(points: Points, axis: Axis | None) -> Figure:
     for point, results in points.items():
         losses = b"".join(each.arrays["curve_loss"].tobytes() for each in results)
         alike.setdefault((results[0].params["method"], losses), []).append(point)
-    names = {first: first + f" (and {len(others)} more with this training)" * bool(others) for first, *others in alike.values()}
+    names = {
+        first: first + f" (and {len(others)} more with this training)" * bool(others) for first, *others in alike.values()
+    }
     points = {point: points[point] for point in names}
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     panels = figure.subplots(1, 3)

@@ -15,7 +15,7 @@ from simsiam.errors import UserError
 from simsiam.images import ImageSet
 from simsiam.networks import Encoder, load_encoder
 from stages.common import Metrics, load_images, plainly
-from stages.report import of_another_shape, read_metrics
+from stages.numbers import of_another_shape, read_metrics
 
 SPACES = ("backbone", "latent")
 
