@@ -209,7 +209,7 @@ def test_the_labelled_have_every_control(done: Run) -> None:
     assert set(explained["residual"]) == {"frozen", "finetuned", "random"} and explained["additivity_residual"] < 1e-3
     assert "random encoder" in done.page
     values, heads = read_npz(done.root / "data/shap.npz"), load_weights(done.root / "models/linear.pt")
-    for network, space in (("frozen", "latent"), ("random", "random_latent")):
+    for network, space in (("frozen", rates.space), ("random", f"random_{rates.space}")):
         head = {name: array.numpy() for name, array in heads[space].items()}
         logits = done.features()[f"{space}_test"][:1] @ head["weight"].T + head["bias"]
         assert values[f"{network}_logits"][0] == pytest.approx(logits[0], abs=1e-3)
