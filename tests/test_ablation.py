@@ -211,6 +211,7 @@ def template(tmp_path_factory: pytest.TempPathFactory, cifar: ImageSet) -> Path:
     yaml = YAML()
     params = yaml.load(ROOT / "params.yaml")
     params["ablation"] |= STUDIES
+    params["recipes"]["laptop"]["finetune"]["space"] = "latent"  # as in the report
     yaml.dump(params, root / "params.yaml")
     cifar.save(root / "data/images.npz")
     for point in ("no_stop_gradient", "simclr", "supervised", *(f"d{dim}" for dim in DIMS)):
@@ -541,7 +542,7 @@ def test_what_all_points_change_alike_is_said_once() -> None:
     assert common == "method=simsiam pretrain.knn=1000 pretrain.epochs=3"
     assert own["simsiam_short"] == "" and own["simsiam_ema"] == "methods.simsiam.target=ema"
     assert changes_of(["d2", "a control"], params) == (
-        {"d2": "latent_dim=2 finetune.lr=[0.03, 0.1, 0.3, 1.0] finetune.scratch_lr=None"},
+        {"d2": "latent_dim=2 finetune.space=latent finetune.lr=[0.03, 0.1, 0.3, 1.0] finetune.scratch_lr=None"},
         "",
     )
     assert changes_of(["d32", "d512"], params)[0] == {"d32": "latent_dim=32", "d512": "latent_dim=512"}, (
