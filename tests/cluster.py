@@ -228,7 +228,7 @@ def copies(folder: Path, first: Path, *names: str) -> list[Path]:
 
 def study(folder: Path, first: Path) -> None:
     """An array gives what its points give one after the other, and trains once what two of them need."""
-    points = {"d8": {"latent_dim": 8}, "d8_head_on_backbone": {"latent_dim": 8, "recipes.laptop.finetune.space": "backbone"}}
+    points = {"d8": {"latent_dim": 8}, "d8_head_on_latent": {"latent_dim": 8, "recipes.laptop.finetune.space": "latent"}}
     points["no_stop_gradient"] = {"stop_gradient": False}
     studies = {"some": {"points": list(points), "seeds": [0], "stages": ["pretrain", "embed", "linear_eval", "finetune"]}}
     set_params(first, ablation__points=points, ablation__studies=studies, recipes__laptop__pretrain__epochs=5)
