@@ -29,13 +29,17 @@ def release(root: Path, folder: Path) -> None:
     if not images.labelled:
         raise UserError("release: the images have no labels, so there is no classifier, nor a score, to pass on")
     encoder, heads = load_encoder(root / "models/encoder.pt"), load_weights(root / "models/linear.pt")
+    try:
+        shapes = {space: tuple(heads[space]["weight"].shape) for space in SPACES}
+    except (KeyError, TypeError, AttributeError):
+        raise UserError("models/linear.pt does not hold the linear heads: delete it and run `dvc repro`") from None
     with of_another_shape(root):
-        belong_together(metrics, images, encoder, heads)
+        belong_together(metrics, images, encoder, shapes)
         card = card_of(metrics, images)
     released.write(folder, encoder, {space: heads[space] for space in SPACES}, card)
 
 
-def belong_together(metrics: Metrics, images: ImageSet, encoder: Encoder, heads: dict[str, Any]) -> None:
+def belong_together(metrics: Metrics, images: ImageSet, encoder: Encoder, shapes: dict[str, tuple[int, ...]]) -> None:
     """Raises UserError where encoder, classifiers, numbers and images are not of one run, as sizes and settings tell."""
     trained = metrics["pretrain"]["trained"][0]
     of_training = {key: trained[key] for key in ("latent_dim", "seed")} | metrics["pretrain"]["settings"][0]["model"]
@@ -53,7 +57,7 @@ def belong_together(metrics: Metrics, images: ImageSet, encoder: Encoder, heads:
         (
             "models/linear.pt and models/encoder.pt or data/images.npz",
             {space: (len(images.classes), width) for space, width in widths.items()},
-            {space: tuple(heads[space]["weight"].shape) for space in SPACES},
+            shapes,
         ),
     ):
         if any(other[key] != value for key, value in one.items()):
