@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ablation import patches
+from ablation import controls
 from ablation.point import RESULTS, made_with, work
 from simsiam.errors import UserError
 from simsiam.files import read_json, read_npz
@@ -25,7 +26,10 @@ MEASURED = (
 SPACES = ("backbone", "latent", "random_backbone", "random_latent")
 MAPPED = ("backbone", "latent", "random_backbone", "finetuned")
 NETWORKS = ("frozen", "finetuned", "random")
-PATCHES = "dictionary of patches, no network"
+CONTROLS = {  # in words
+    "patches": "dictionary of patches, no network",
+    "random_blocks": "random encoder, blocks at full weight",
+}
 NUMBERS = {  # stage -> the numbers that it must have found
     "pretrain": ("loss", "z_std", "rankme", "epochs", "seconds"),
     "embed": tuple(f"{name}.{space}" for name in ("knn", "rankme") for space in SPACES),
@@ -128,29 +132,28 @@ def read(root: Path, params: Params, images: str) -> dict[tuple[str, int], Found
     return results
 
 
-def read_patches(root: Path, params: Params, seeds: Sequence[int], images: str) -> list[Found]:
-    """What the control without a network has left with these seeds, as if its features were a backbone's."""
+def read_controls(root: Path, params: Params, seeds: Sequence[int], images: str) -> list[Found]:
+    """What the controls have left with these seeds, as points of the names in CONTROLS."""
     results = []
-    for seed in seeds:
-        path = root / patches.FOLDER / f"{seed}.json"
+    for name, seed in product(CONTROLS, seeds):
+        path = root / controls.RESULTS / name / f"{seed}.json"
         if path.exists():
-            how = f"delete it, and `python -m ablation.patches --seed {seed}` makes it anew"
+            how = f"delete it, and `python -m ablation.controls {name} --seed {seed}` makes it anew"
             result = read_json(path, how=how)
             content = flat(result)
             numbers = {key: value for key, value in content.items() if type(value) in (int, float)}
-            numbers = {key.replace(".patches", ".backbone"): value for key, value in numbers.items()}
             wanted = ("linear_eval.backbone.top1", "embed.knn.backbone", "embed.knn_standardised.backbone")
             shares = [numbers.get(key, -1) for key in wanted]
             shares += [value for key, value in numbers.items() if key.endswith(".top1") or key.startswith("embed.knn.")]
-            good = content.get("seed") == seed and all(0 <= share <= 1 for share in shares)
+            good = (content.get("point"), content.get("seed")) == (name, seed) and all(0 <= share <= 1 for share in shares)
             kinds = {"classes": list, "made_with.params.seed": int}
             if not good or any(type(content.get(key)) is not kind for key, kind in kinds.items()):
-                raise UserError(f"{path} is no result of the dictionary of patches: {how}")
-            now = patches.made_with(params.model_copy(update={"seed": seed}), images)
+                raise UserError(f"{path} is no result of the {CONTROLS[name]}: {how}")
+            now = controls.made_with(name, params.model_copy(update={"seed": seed}), images)
             stale = otherwise(result["made_with"], {key: value for key, value in now.items() if value})
             if stale:
-                print(f"study: the dictionary of patches, seed {seed}, was made with other {stale}", file=sys.stderr)
-            results.append(Found(PATCHES, seed, result, numbers, {}, stale))
+                print(f"study: {name}, seed {seed} was made with other {stale}", file=sys.stderr)
+            results.append(Found(CONTROLS[name], seed, result, numbers, {}, stale))
     return results
 
 

@@ -31,7 +31,7 @@ from ablation.lind_bosch_hu.study import study as lind_bosch_hu
 from ablation.point import Failed, run_all
 from ablation.rates import NAME as RATES
 from ablation.rates import study as rates
-from ablation.results import MAPPED, MEASURED, PATCHES, SPACES, Found, flat, read, read_patches
+from ablation.results import CONTROLS, MAPPED, MEASURED, SPACES, Found, flat, read, read_controls
 from ablation.tables import COMMANDS, Column, Picture, Table, means, remove_others, write
 from ablation.why_no_collapse.study import NAME as WHY_NO_COLLAPSE
 from ablation.why_no_collapse.study import study as why_no_collapse
@@ -52,7 +52,7 @@ PARTS: dict[str, dict[str, Column]] = {  # table -> a number as the metrics have
         **{f"linear_eval.{space}.top1": Column("linear top-1 (%)", space.replace("_", " "), 100, ".1f") for space in SPACES},
         "linear_eval.few_labels.1%.backbone.top1": Column("1 % of the labels", "linear (%)", 100, ".1f"),
         **{f"embed.knn.{space}": Column("kNN top-1 (%)", space.replace("_", " "), 100, ".1f") for space in SPACES},
-        "embed.knn_standardised.backbone": Column("kNN top-1 (%)", "backbone, standardised", 100, ".1f"),  # of the control
+        "embed.knn_standardised.backbone": Column("kNN top-1 (%)", "backbone, standardised", 100, ".1f"),  # of the controls
         "finetune.top1": Column("fine-tuned top-1 (%)", "from the encoder", 100, ".1f"),
         "finetune.scratch.top1": Column("fine-tuned top-1 (%)", "from scratch", 100, ".1f"),
         "changes": Column("", "what it changes"),
@@ -122,8 +122,9 @@ CAPTION = "Means and deviations over seeds; random: of the encoder before traini
 ROLES = {  # of a row -> what it means
     "ceiling": "The ceiling learned from all labels, with the same views, network and budget: how far others stay below "
     "it is what labels are worth.",
-    "control": "The control has no network: how near an image's whitened patches are to those of a dictionary, summed over "
-    "quadrants (Coates, Lee & Ng 2011). Its kNN is also told with every number standardised.",
+    "control": "The controls are not trained: a dictionary tells how near an image's whitened patches are to those it has, "
+    "summed over quadrants (Coates, Lee & Ng 2011); the random encoder's blocks count from the start, where those that "
+    "training begins with are shortcuts. Their kNN is also told with every number standardised.",
 }
 BESIDE = {  # published.csv, and this study's numbers
     "method": Column("", "method"),
@@ -151,7 +152,7 @@ def study(root: Path) -> None:
     digest = images.digest if images else ""
     found = read(root, params, digest)
     seeds = sorted({seed for of in params.ablation.studies.values() for seed in of.seeds})
-    patches = read_patches(root, params, seeds, digest)
+    measured = read_controls(root, params, seeds, digest)
     for name, of in params.ablation.studies.items():
         points = {p: [only(found[p, seed], of.stages) for seed in of.seeds if (p, seed) in found] for p in of.points}
         points = {point: results for point, results in points.items() if results}
@@ -164,7 +165,7 @@ def study(root: Path) -> None:
             continue
         if missing:
             print(f"study {name}: without {'; '.join(missing)}, of which there are no results", file=sys.stderr)
-        controls = controls_of(points, [only(each, of.stages) for each in patches if each.seed in of.seeds])
+        controls = controls_of(points, [only(each, of.stages) for each in measured if each.seed in of.seeds])
         pictures, axis = {}, axis_of(points)
         for stem, (figure, caption, possible) in PICTURES.items():
             drawn = {point: [e for e in results if possible(e)] for point, results in (points | controls).items()}
@@ -203,10 +204,12 @@ def only(found: Found, stages: Sequence[str]) -> Found:
     return replace(found, result=found.result | {"made_with": made}, numbers=kept)
 
 
-def controls_of(points: Points, patches: list[Found]) -> Points:
-    """What a study of several methods has besides its points: the dictionary of patches, where it was measured."""
-    methods = {results[0].params["method"] for results in points.values()}
-    return {PATCHES: patches} if len(methods) > 1 and patches else {}
+def controls_of(points: Points, measured: list[Found]) -> Points:
+    """What a study of several methods has besides its points: the controls, where they were measured."""
+    if len({results[0].params["method"] for results in points.values()}) == 1:
+        return {}
+    controls = {words: [each for each in measured if each.point == words] for words in CONTROLS.values()}
+    return {words: results for words, results in controls.items() if results}
 
 
 def tables(points: Points, params: Params) -> dict[str, Table]:
@@ -240,7 +243,7 @@ def tables(points: Points, params: Params) -> dict[str, Table]:
 
 def role(found: Found) -> str | None:
     """What a result is to the others, where it is of no encoder that learned without labels."""
-    if found.point == PATCHES:
+    if found.point in CONTROLS.values():
         return "control"
     method = METHODS.get(found.params["method"])
     return "ceiling" if method and method.labelled else None
@@ -273,8 +276,9 @@ def published(points: Points) -> pd.DataFrame:
     classes are not CIFAR-10's.
     """
     first: dict[str, str] = {}
+    of_controls = {words: name for name, words in CONTROLS.items()}
     for point, results in points.items():
-        first.setdefault("patches" if point == PATCHES else results[0].params["method"], point)
+        first.setdefault(of_controls[point] if point in of_controls else results[0].params["method"], point)
     few = len(first) < max(2, len(points) / 2)
     if few or any(each.result["classes"] != list(CLASSES) for results in points.values() for each in results):
         return pd.DataFrame()
@@ -287,7 +291,7 @@ def published(points: Points) -> pd.DataFrame:
     for theirs in table.to_dict("records"):
         if theirs["method"] in first:
             point, method = first[theirs["method"]], METHODS.get(theirs["method"])
-            ours: dict[str, Any] = {"method": method.title if method else PATCHES, "here": point}
+            ours: dict[str, Any] = {"method": method.title if method else CONTROLS[theirs["method"]], "here": point}
             for name, key in keys.items():
                 ours |= means(points[point], key, name)
             rows.append(theirs | ours)

@@ -18,12 +18,12 @@ from scipy.stats import norm
 from scipy.stats import t as student
 from torch import Tensor, nn
 
-from ablation import patches
+from ablation import controls
 from ablation.compare import Estimate, contrast, difference
 from ablation.figures import accuracy_figure, looks_figure, maps_figure, styles
 from ablation.lind_bosch_hu.claims import CLAIMS, Grid, grid_of, judged
 from ablation.point import RESULTS, made_with, relevant, run_point, work
-from ablation.results import ARRAYS, MAPPED, NETWORKS, PATCHES, SOME, SPACES, Found, flat, read_one
+from ablation.results import ARRAYS, CONTROLS, MAPPED, NETWORKS, SOME, SPACES, Found, flat, read_one
 from ablation.study import COLUMNS, PARTS, axis_of, changes_of, cka, published, rate, study, those_of
 from simsiam.errors import UserError
 from simsiam.files import read_npz, write_json, write_npz
@@ -849,18 +849,18 @@ def table_of(root: Path, study: str, name: str, index: str) -> pd.DataFrame:
     return pd.read_csv(root / f"reports/study/{study}/{name}.csv").set_index(index)
 
 
-def dictionary(root: Path, seed: int, top1: float, **made: Any) -> None:
-    """What `ablation.patches` would leave."""
+def control(root: Path, name: str, seed: int, top1: float, **made: Any) -> None:
+    """What `ablation.controls` would leave."""
     params = load(root / "params.yaml", [f"seed={seed}"])
-    result: dict[str, Any] = {"point": "patches", "seed": seed, "classes": CLASSES, "test_images": TEST_IMAGES}
-    result["linear_eval"] = {"patches": {"top1": top1}, "few_labels": {"1%": {"patches": {"top1": 0.3, "sd": None}}}}
-    result["embed"] = {"knn": {"patches": 0.35}, "knn_standardised": {"patches": 0.4}, "dimensions": {"patches": 1600}}
-    result["patches"] = {"seconds": 9.0}
-    result["made_with"] = patches.made_with(params, load_images(root).digest) | {"machine": {}} | made
-    write_json(root / patches.FOLDER / f"{seed}.json", result)
+    result: dict[str, Any] = {"point": name, "seed": seed, "classes": CLASSES, "test_images": TEST_IMAGES}
+    result["linear_eval"] = {"backbone": {"top1": top1}, "few_labels": {"1%": {"backbone": {"top1": 0.3, "sd": None}}}}
+    result["embed"] = {"knn": {"backbone": 0.35}, "knn_standardised": {"backbone": 0.4}, "rankme": {"backbone": 55.0}}
+    result["control"] = {"seconds": 9.0}
+    result["made_with"] = controls.made_with(name, params, load_images(root).digest) | {"machine": {}} | made
+    write_json(root / controls.RESULTS / name / f"{seed}.json", result)
 
 
-def test_a_study_of_methods_has_its_ceiling_and_its_control(
+def test_a_study_of_methods_has_its_ceiling_and_its_controls(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[str, list[str]] = {}  # figure -> the points on it
@@ -872,63 +872,72 @@ def test_a_study_of_methods_has_its_ceiling_and_its_control(
 
     monkeypatch.setattr("ablation.tables.draw", draw)
     for seed, top1 in ((0, 0.7), (1, 0.74), (2, 0.1)):  # the last is no seed of the study
-        dictionary(root, seed, top1)
+        control(root, "patches", seed, top1)
+    control(root, "random_blocks", 1, 0.4)
     study(root)
     assert "made with other" not in capsys.readouterr().err
     folder = root / "reports/study/methods"
     table = table_of(root, "methods", "table", "point")
-    assert list(table.index) == ["d512", "simclr", "supervised", PATCHES]
-    assert table["role"].fillna("").tolist() == ["", "", "ceiling", "control"]
-    assert drawn.pop("accuracy") == ["d512", "simclr", "supervised", PATCHES]
+    assert list(table.index) == ["d512", "simclr", "supervised", *CONTROLS.values()]
+    assert table["role"].fillna("").tolist() == ["", "", "ceiling", "control", "control"]
+    assert drawn.pop("accuracy") == ["d512", "simclr", "supervised", *CONTROLS.values()]
     assert drawn == {name: ["d512", "simclr", "supervised"] for name in ("learning", "looks", "spectra", "maps")}
-    control = table.loc[PATCHES]
-    assert control["seeds"] == 2 and control["linear_eval.backbone.top1"] == pytest.approx(0.72)
-    assert control["linear_eval.backbone.top1_sd"] == pytest.approx(0.04 / 2**0.5, abs=1e-6)
-    assert control[["embed.knn.backbone", "linear_eval.few_labels.1%.backbone.top1"]].tolist() == [0.35, 0.3]
-    assert np.isnan(control["linear_eval.latent.top1"])
+    of_patches, of_blocks = (table.loc[words] for words in CONTROLS.values())
+    assert of_patches["seeds"] == 2 and of_patches["linear_eval.backbone.top1"] == pytest.approx(0.72)
+    assert of_patches["linear_eval.backbone.top1_sd"] == pytest.approx(0.04 / 2**0.5, abs=1e-6)
+    assert of_patches[["embed.knn.backbone", "linear_eval.few_labels.1%.backbone.top1"]].tolist() == [0.35, 0.3]
+    assert np.isnan(of_patches["linear_eval.latent.top1"])
+    assert (of_blocks["seeds"], of_blocks["linear_eval.backbone.top1"]) == (1, 0.4)
     trained, features = (table_of(root, "methods", name, "point") for name in ("training", "features"))
-    assert list(trained.index) == list(features.index) == ["d512", "simclr", "supervised"]
+    assert list(trained.index) == ["d512", "simclr", "supervised"]
+    assert list(features.index) == list(table.index) and features.loc[CONTROLS["patches"], "embed.rankme.backbone"] == 55
     assert trained.loc["simclr", ["pretrain.images_per_second", "pretrain.peak_memory"]].tolist() == [1500.5, 700]
     assert features.loc["simclr", [f"embed.{name}.latent" for name in ("alignment", "uniformity")]].tolist() == [0.3, -2.5]
     caption = json.loads((folder / "study.json").read_text())["tables"]["table"]
-    assert "The ceiling learned from all labels" in caption and "The control has no network" in caption
+    assert "The ceiling learned from all labels" in caption and "The controls are not trained" in caption
     text = "".join((folder / f"{name}.md").read_text() for name in ("table", "training", "features"))
     assert "1 % of the labels: linear" in text and "pretraining: images/s" in text and "explained variance: latent" in text
 
     other = json.loads((root / "reports/study/dimension/study.json").read_text())  # of one method
     assert "ceiling" not in other["tables"]["table"] and "published" not in other["tables"]
-    assert PATCHES not in table_of(root, "dimension", "table", "point").index
+    assert not {*CONTROLS.values()} & {*table_of(root, "dimension", "table", "point").index}
 
 
 def test_a_control_of_other_images_is_marked_and_a_damaged_one_named(
     root: Path, capsys: pytest.CaptureFixture[str], no_figures: None
 ) -> None:
-    dictionary(root, 0, 0.7, images="others")
+    control(root, "patches", 0, 0.7, images="others")
     study(root)
-    assert table_of(root, "methods", "table", "point").loc[PATCHES, "stale"] == "images"
+    assert table_of(root, "methods", "table", "point").loc[CONTROLS["patches"], "stale"] == "images"
     stale = json.loads((root / "reports/study/methods/study.json").read_text())["stale"]
-    assert stale == [f"{PATCHES}, seed 0: other images"]
-    assert "the dictionary of patches, seed 0, was made with other images" in capsys.readouterr().err
-    path = root / patches.FOLDER / "0.json"
+    assert stale == [f"{CONTROLS['patches']}, seed 0: other images"]
+    assert "study: patches, seed 0 was made with other images" in capsys.readouterr().err
+    path = root / controls.RESULTS / "patches/0.json"
     for key, value in {
-        "linear_eval.patches.top1": 7.5,
-        "linear_eval.few_labels.1%.patches.top1": 7.5,
-        "embed.knn.patches": -5.0,
+        "linear_eval.backbone.top1": 7.5,
+        "linear_eval.few_labels.1%.backbone.top1": 7.5,
+        "embed.knn.backbone": -5.0,
         "embed": {},
         "made_with": {},
         "classes": ...,
         "": [1],
     }.items():
-        dictionary(root, 0, 0.7)
+        control(root, "patches", 0, 0.7)
         content = json.loads(path.read_text())
         if key:
             put(content, key, value)
         write_json(path, content if key else value)
-        with pytest.raises(UserError, match=r"patches/0\.json is no result .* `python -m ablation\.patches --seed 0` makes"):
+        with pytest.raises(
+            UserError, match=r"patches/0\.json is no result .* `python -m ablation\.controls patches --seed 0` makes"
+        ):
             study(root)
-    dictionary(root, 1, 0.7)
+    control(root, "patches", 1, 0.7)
     shutil.move(path.with_name("1.json"), path)
     with pytest.raises(UserError, match=r"patches/0\.json is no result"):  # it is of seed 1
+        study(root)
+    control(root, "random_blocks", 0, 0.4)
+    shutil.move(root / controls.RESULTS / "random_blocks/0.json", path)
+    with pytest.raises(UserError, match=r"patches/0\.json is no result"):  # it is the other control's
         study(root)
 
 
@@ -1094,7 +1103,7 @@ def test_a_study_of_methods_from_the_images_to_the_page(
     monkeypatch.chdir(tmp_path)  # where the stages of a point look for the images that points share
     for point in points:
         run_point(point, 0, list(defined.stages))
-    dictionary(tmp_path, 0, 0.6)
+    control(tmp_path, "patches", 0, 0.6)
     capsys.readouterr()
     study(tmp_path)
     told = capsys.readouterr().err
@@ -1102,12 +1111,12 @@ def test_a_study_of_methods_from_the_images_to_the_page(
     page = json.loads((tmp_path / "reports/study/methods/study.json").read_text())
     assert list(page["tables"]) == ["table", "features", "training", "cka", "published"]
     assert list(page["figures"]) == ["accuracy", "learning", "looks", "spectra", "maps"] and page["missing"] == []
-    assert list(table_of(tmp_path, "methods", "table", "point").index) == ["simsiam", "supervised", PATCHES]
+    assert list(table_of(tmp_path, "methods", "table", "point").index) == ["simsiam", "supervised", CONTROLS["patches"]]
     table = pd.concat([table_of(tmp_path, "methods", name, "point") for name in PARTS], axis=1)
     numbers = [name for name in COLUMNS if "." in name and "1%" not in name]  # 1 % of 400 labels are too few
     numbers.remove(of_control := "embed.knn_standardised.backbone")
     assert table.loc[["simsiam", "supervised"], numbers].notna().all(axis=None)
-    assert table.loc[PATCHES, of_control] == 0.4
+    assert table.loc[CONTROLS["patches"], of_control] == 0.4
     looks = read_one(tmp_path / RESULTS / "simsiam/0", {}).looks()
     assert looks.shape == (2,) and ((looks >= 0) & (looks <= 1)).all()
     alike = table_of(tmp_path, "methods", "cka", "point")

@@ -1,24 +1,15 @@
-"""A dictionary of patches: each step against the paper, features of real images, and the result that the control leaves."""
-
-import json
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+"""A dictionary of patches: each step against the paper, and features of real images."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ablation import patches as control
-from simsiam import code, patches
-from simsiam.errors import UserError
+from simsiam import patches
 from simsiam.images import ImageSet, to_tensor
 from simsiam.metrics import top_k
 from simsiam.patches import Dictionary, extract, learn
 from simsiam.probe import linear_probe
-from simsiam.settings import Params, load
-from tests.clones import ROOT
 from tests.some import generator, rng
 
 CPU = torch.device("cpu")
@@ -214,115 +205,3 @@ def test_it_tells_classes_apart_where_raw_pixels_do_not(cifar: ImageSet, images:
         probe = linear_probe(train, cifar.y_train, classes=10, held_out=80, seed=0, device=CPU, name=name)
         found[name] = top_k(probe.scores(test), cifar.y_test, 1)
     assert found["patches"] > max(0.3, found["raw"] + 0.05)
-
-
-@pytest.fixture
-def params() -> Params:
-    changes = ["ablation.patches.centroids=20", "ablation.patches.patches=5000", "linear_eval.few_labels=[0.01, 0.25]"]
-    return load(ROOT / "params.yaml", [*changes, "linear_eval.draws=2", "seed=3"])
-
-
-@pytest.fixture
-def root(cifar: ImageSet, tmp_path: Path) -> Path:
-    cifar.save(tmp_path / "data/images.npz")
-    return tmp_path
-
-
-def test_the_control_leaves_what_it_measured(params: Params, root: Path, cifar: ImageSet, images: Tensor) -> None:
-    control.run(params, root)
-    found = json.loads((root / "ablation/results/patches/3.json").read_text())
-    assert (found["point"], found["seed"], found["test_images"]) == ("patches", 3, 100)
-    assert found["made_with"]["params"]["patches"] == {"centroids": 20, "patches": 5000}
-    assert found["made_with"]["images"] == cifar.digest and found["made_with"]["machine"]["device"]
-
-    dictionary = learn(images, centroids=20, patches=5000, seed=3)
-    train, test = extract(dictionary, images), extract(dictionary, to_tensor(cifar.x_test, CPU))
-    assert found["embed"]["dimensions"] == {"patches": 80} == {"patches": train.shape[1]}
-    probe = linear_probe(train, cifar.y_train, classes=10, held_out=80, seed=3, device=CPU, name="")
-    linear = found["linear_eval"]["patches"]
-    assert linear["top1"] == (probe.scores(test).argmax(1) == cifar.y_test).mean() and linear["l2"] == probe.l2
-    assert linear["held_out_top1"] == probe.held_out[probe.l2]
-
-    def knn(bank: np.ndarray, queries: np.ndarray) -> float:
-        bank, queries = (x.astype(float) / np.linalg.norm(x.astype(float), axis=1, keepdims=True) for x in (bank, queries))
-        right = []
-        for similarities, label in zip(queries @ bank.T, cifar.y_test, strict=True):
-            nearest = np.argsort(-similarities)[:20]  # half of a class
-            votes = np.bincount(cifar.y_train[nearest], np.exp(similarities[nearest] / 0.1), 10)
-            right.append(votes.argmax() == label)
-        return float(np.mean(right))
-
-    assert found["embed"]["knn"]["patches"] == pytest.approx(knn(train, test), abs=0.011)  # a tie of rounding at most
-    standard = [(x - train.mean(0)) / train.std(0) for x in (train, test)]
-    assert found["embed"]["knn_standardised"]["patches"] == pytest.approx(knn(*standard), abs=0.011)
-    few = found["linear_eval"]["few_labels"]  # 1 % of 40 images of a class are none
-    assert list(few) == ["25%"] and 0.1 < few["25%"]["patches"]["top1"] < linear["top1"] + 0.1
-    assert few["25%"]["patches"]["sd"] > 0  # each draw takes other images
-
-
-def test_it_is_made_once_and_anew_where_something_else_is_asked_for(
-    params: Params, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    made: list[Any] = []
-
-    def counted(params: Params, images: ImageSet) -> dict[str, int]:
-        made.append(params.ablation.patches)
-        return {"n": len(made)}
-
-    monkeypatch.setattr(control, "patches", counted)
-    path = root / "ablation/results/patches/3.json"
-    for _ in range(2):
-        control.run(params, root)
-        assert json.loads(path.read_text())["n"] == 1
-    assert "there already" in capsys.readouterr().err
-    larger = params.ablation.model_copy(update={"patches": params.ablation.patches.model_copy(update={"centroids": 21})})
-    control.run(params.model_copy(update={"ablation": larger}), root)
-    assert json.loads(path.read_text())["n"] == 2 and made[1].centroids == 21
-    monkeypatch.setattr(code, "digest", lambda *given: "other")
-    control.run(params.model_copy(update={"ablation": larger}), root)
-    assert json.loads(path.read_text())["n"] == 3
-    control.run(params.model_copy(update={"latent_dim": 7, "method": "other"}), root)  # the first size again
-    control.run(params.model_copy(update={"latent_dim": 9, "method": "another"}), root)  # no encoder, so all the same
-    assert json.loads(path.read_text())["n"] == 4
-    path.write_text("{")
-    control.run(params, root)
-    assert json.loads(path.read_text())["n"] == 5
-    control.run(params.model_copy(update={"seed": 4}), root)
-    assert {p.name for p in path.parent.iterdir()} == {"3.json", "4.json"}
-
-
-def test_a_run_that_fails_leaves_the_old_result(params: Params, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = root / "ablation/results/patches/3.json"
-    path.parent.mkdir(parents=True)
-    path.write_text("{}")
-
-    def fails(*given: Any) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(control, "patches", fails)
-    with pytest.raises(MemoryError):
-        control.run(params, root)
-    assert path.read_text() == "{}" and list(path.parent.iterdir()) == [path]
-
-
-def test_the_test_labels_choose_nothing(params: Params, cifar: ImageSet) -> None:
-    wrong = cifar.labels.copy()
-    wrong[400:] = (wrong[400:] + 1) % 10
-    true, other = (control.patches(params, replace(cifar, labels=labels))["linear_eval"] for labels in (cifar.labels, wrong))
-    for key in ("l2", "held_out_top1", "whitened"):
-        assert true["patches"][key] == other["patches"][key]
-    assert true["patches"]["top1"] > other["patches"]["top1"] + 0.1
-
-
-def test_images_without_labels_are_refused(params: Params, root: Path, cifar: ImageSet) -> None:
-    replace(cifar, labels=np.full(500, -1), classes=()).save(root / "data/images.npz")
-    with pytest.raises(UserError, match="no labels"):
-        control.run(params, root)
-
-
-@pytest.mark.parametrize("change", ["centroids=1", "centroids=1.5", "patches=10", "centroid=400"])
-def test_a_dictionary_that_cannot_be_is_refused(change: str) -> None:
-    with pytest.raises(
-        UserError, match=r"ablation\.patches\.(centroids|patches) is|unknown key ablation\.patches\.centroid"
-    ):
-        load(ROOT / "params.yaml", [f"ablation.patches.{change}"])
