@@ -129,14 +129,16 @@ def test_the_readme_says_what_the_committed_runs_found() -> None:
         expected.append(f"| {' | '.join(cells)} |")
     for name in ("labels_1", "labels_10", "labels_all"):
         expected.append(f"| {' | '.join(over_seeds(name, *ends) + over_seeds(f'{name}_long', *ends))} |")
-    expected += [" and ".join(over_seeds(f"{name}_head_on_backbone", *ends)) for name in ("d2", "d2048")]
+    expected += [" and ".join(over_seeds(f"{name}_head_on_backbone", *ends)) for name in ("d2", "d512", "d2048")]
     for claim in committed("reports/study/lind_bosch_hu/study")["claims"]:
         expected.append(f"| {claim['claim']} | {claim['verdict']} |")
-    of_patches = over_seeds("patches", *(key.replace(".backbone", ".patches") for key in measured[:-1]))
-    expected.append(f"| a dictionary of patches, no network | {' | '.join(of_patches)} | – | – |")
-    expected.append("linear {} %, linear with 1 % of the labels {} %, kNN {} %".format(*of_patches))
+    of_controls = {"patches": "a dictionary of patches, no network", "random_blocks": "random encoder, blocks at full weight"}
+    for name, words in of_controls.items():
+        cells, rank = over_seeds(name, *measured[:-1]), np.mean([each["embed"]["rankme"]["backbone"] for each in results(name)])
+        expected.append(f"| {words} | {' | '.join(cells)} | – | {rank:.0f} |")
+        expected.append("linear {} %, linear with 1 % of the labels {} %, kNN {} %".format(*cells))
     random = over_seeds("simsiam", *(key.replace(".backbone", ".random_backbone") for key in measured[:-1]))
-    random += over_seeds("from_scratch", ends[1])
+    random += over_seeds("d512_head_on_backbone", ends[1])
     rank = np.mean([each["embed"]["rankme"]["random_backbone"] for each in results("simsiam")])
     expected.append(f"| random encoder | {' | '.join(random)} | {rank:.0f} |")
     loops = {"ours": "", "bare": "ours/bare", "lightly": "ours/lightly", "plain": "ours/plain"}
