@@ -1,8 +1,8 @@
-"""The controls, which are not trained: python -m ablation.controls [patches|random_blocks ...] [--seed SEED]
+"""The controls without a trained network: python -m ablation.controls [patches|random_blocks ...] [--seed SEED]
 
-  patches         a dictionary of patches, without a network (Coates, Lee & Ng 2011)
-  random_blocks   the recipe's network as it is drawn, but with residual blocks that count from the start: the random
-                  encoder beside every point sees little of an image, as its blocks begin as shortcuts
+  patches         a dictionary of patches (Coates, Lee & Ng 2011)
+  random_blocks   the random encoder with blocks that are not zero-initialised: as training begins with it, and as it stands
+                  beside every point, they are shortcuts, and it sees little of an image
 
 What can be read out of their features is measured as the points' stages do, and stands in
 ablation/results/<control>/SEED.json under the keys that a backbone has there. Where that is there already, made with the
@@ -14,7 +14,7 @@ import time
 from argparse import ArgumentParser, RawTextHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sklearn.preprocessing import StandardScaler
@@ -61,9 +61,16 @@ def of_random_blocks(params: Params, images: ImageSet, device: torch.device) -> 
     return train, test
 
 
-CONTROLS: dict[str, Callable[[Params, ImageSet, torch.device], tuple[Floats, Floats]]] = {
-    "patches": of_patches,
-    "random_blocks": of_random_blocks,
+class Control(NamedTuple):
+    """What a control is called in tables, and how its features are made."""
+
+    words: str
+    features: Callable[[Params, ImageSet, torch.device], tuple[Floats, Floats]]
+
+
+CONTROLS = {
+    "patches": Control("dictionary of patches, no network", of_patches),
+    "random_blocks": Control("random encoder, blocks not zero-initialised", of_random_blocks),
 }
 
 
@@ -73,7 +80,7 @@ def measure(name: str, params: Params, images: ImageSet) -> Metrics:
     `knn_standardised` is kNN on the features less their mean and over their deviation, by which a linear probe begins too.
     """
     started, device, labels = time.monotonic(), pick_device(), images.y_train
-    train, test = CONTROLS[name](params, images, device)
+    train, test = CONTROLS[name].features(params, images, device)
     seconds = round(time.monotonic() - started, 1)
 
     linear, near = fitting.linear_eval(params.linear_eval, labels), fitting.embed(params.embed, images)
@@ -112,13 +119,12 @@ def measure(name: str, params: Params, images: ImageSet) -> Metrics:
 
 def made_with(name: str, params: Params, images: str) -> dict[str, Any]:
     """What a result depends on. images: their digest."""
-    no_network = name == "patches"
-    own = {"patches": params.ablation.patches} if no_network else {"model": params.chosen.model}
+    own = {"patches": params.ablation.patches} if name == "patches" else {"model": params.chosen.model}
     needed = own | {"embed": params.embed, "linear_eval": params.linear_eval}
     return {
         "params": {"seed": params.seed} | {name: section.model_dump() for name, section in needed.items()},
-        # Of the methods none has a part in a dictionary, and the chosen one builds the encoder.
-        "code": code.digest("ablation.controls", code.NO_NUMBERS, method="" if no_network else params.method),
+        # No method has a part in a dictionary, nor in what a backbone is before it is trained.
+        "code": code.digest("ablation.controls", code.NO_NUMBERS, method=""),
         "images": images,
     }
 

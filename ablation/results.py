@@ -26,10 +26,6 @@ MEASURED = (
 SPACES = ("backbone", "latent", "random_backbone", "random_latent")
 MAPPED = ("backbone", "latent", "random_backbone", "finetuned")
 NETWORKS = ("frozen", "finetuned", "random")
-CONTROLS = {  # in words
-    "patches": "dictionary of patches, no network",
-    "random_blocks": "random encoder, blocks at full weight",
-}
 NUMBERS = {  # stage -> the numbers that it must have found
     "pretrain": ("loss", "z_std", "rankme", "epochs", "seconds"),
     "embed": tuple(f"{name}.{space}" for name in ("knn", "rankme") for space in SPACES),
@@ -133,9 +129,9 @@ def read(root: Path, params: Params, images: str) -> dict[tuple[str, int], Found
 
 
 def read_controls(root: Path, params: Params, seeds: Sequence[int], images: str) -> list[Found]:
-    """What the controls have left with these seeds, as points of the names in CONTROLS."""
+    """What the controls have left with these seeds, as points whose names are the controls' words."""
     results = []
-    for name, seed in product(CONTROLS, seeds):
+    for (name, control), seed in product(controls.CONTROLS.items(), seeds):
         path = root / controls.RESULTS / name / f"{seed}.json"
         if path.exists():
             how = f"delete it, and `python -m ablation.controls {name} --seed {seed}` makes it anew"
@@ -148,12 +144,12 @@ def read_controls(root: Path, params: Params, seeds: Sequence[int], images: str)
             good = (content.get("point"), content.get("seed")) == (name, seed) and all(0 <= share <= 1 for share in shares)
             kinds = {"classes": list, "made_with.params.seed": int}
             if not good or any(type(content.get(key)) is not kind for key, kind in kinds.items()):
-                raise UserError(f"{path} is no result of the {CONTROLS[name]}: {how}")
+                raise UserError(f"{path} is no result of the control {name}: {how}")
             now = controls.made_with(name, params.model_copy(update={"seed": seed}), images)
             stale = otherwise(result["made_with"], {key: value for key, value in now.items() if value})
             if stale:
                 print(f"study: {name}, seed {seed} was made with other {stale}", file=sys.stderr)
-            results.append(Found(CONTROLS[name], seed, result, numbers, {}, stale))
+            results.append(Found(control.words, seed, result, numbers, {}, stale))
     return results
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ablation.controls import CONTROLS
 from ablation.figures import (
     PANELS,
     Axis,
@@ -31,7 +32,7 @@ from ablation.lind_bosch_hu.study import study as lind_bosch_hu
 from ablation.point import Failed, run_all
 from ablation.rates import NAME as RATES
 from ablation.rates import study as rates
-from ablation.results import CONTROLS, MAPPED, MEASURED, SPACES, Found, flat, read, read_controls
+from ablation.results import MAPPED, MEASURED, SPACES, Found, flat, read, read_controls
 from ablation.tables import COMMANDS, Column, Picture, Table, means, remove_others, write
 from ablation.why_no_collapse.study import NAME as WHY_NO_COLLAPSE
 from ablation.why_no_collapse.study import study as why_no_collapse
@@ -122,9 +123,9 @@ CAPTION = "Means and deviations over seeds; random: of the encoder before traini
 ROLES = {  # of a row -> what it means
     "ceiling": "The ceiling learned from all labels, with the same views, network and budget: how far others stay below "
     "it is what labels are worth.",
-    "control": "The controls are not trained: a dictionary tells how near an image's whitened patches are to those it has, "
-    "summed over quadrants (Coates, Lee & Ng 2011); the random encoder's blocks count from the start, where those that "
-    "training begins with are shortcuts. Their kNN is also told with every number standardised.",
+    "control": "The controls have no trained network: a dictionary tells how near an image's whitened patches are to its "
+    "own, summed over quadrants (Coates, Lee & Ng 2011); the random encoders that points begin with have zero-initialised "
+    "blocks, and this one has not. Their kNN is also told with every number standardised.",
 }
 BESIDE = {  # published.csv, and this study's numbers
     "method": Column("", "method"),
@@ -208,8 +209,8 @@ def controls_of(points: Points, measured: list[Found]) -> Points:
     """What a study of several methods has besides its points: the controls, where they were measured."""
     if len({results[0].params["method"] for results in points.values()}) == 1:
         return {}
-    controls = {words: [each for each in measured if each.point == words] for words in CONTROLS.values()}
-    return {words: results for words, results in controls.items() if results}
+    found = {control.words: [each for each in measured if each.point == control.words] for control in CONTROLS.values()}
+    return {words: results for words, results in found.items() if results}
 
 
 def tables(points: Points, params: Params) -> dict[str, Table]:
@@ -243,7 +244,7 @@ def tables(points: Points, params: Params) -> dict[str, Table]:
 
 def role(found: Found) -> str | None:
     """What a result is to the others, where it is of no encoder that learned without labels."""
-    if found.point in CONTROLS.values():
+    if found.point in {control.words for control in CONTROLS.values()}:
         return "control"
     method = METHODS.get(found.params["method"])
     return "ceiling" if method and method.labelled else None
@@ -276,7 +277,7 @@ def published(points: Points) -> pd.DataFrame:
     classes are not CIFAR-10's.
     """
     first: dict[str, str] = {}
-    of_controls = {words: name for name, words in CONTROLS.items()}
+    of_controls = {control.words: name for name, control in CONTROLS.items()}
     for point, results in points.items():
         first.setdefault(of_controls[point] if point in of_controls else results[0].params["method"], point)
     few = len(first) < max(2, len(points) / 2)
@@ -291,7 +292,7 @@ def published(points: Points) -> pd.DataFrame:
     for theirs in table.to_dict("records"):
         if theirs["method"] in first:
             point, method = first[theirs["method"]], METHODS.get(theirs["method"])
-            ours: dict[str, Any] = {"method": method.title if method else CONTROLS[theirs["method"]], "here": point}
+            ours: dict[str, Any] = {"method": method.title if method else CONTROLS[theirs["method"]].words, "here": point}
             for name, key in keys.items():
                 ours |= means(points[point], key, name)
             rows.append(theirs | ours)

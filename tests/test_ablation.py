@@ -23,7 +23,7 @@ from ablation.compare import Estimate, contrast, difference
 from ablation.figures import accuracy_figure, looks_figure, maps_figure, styles
 from ablation.lind_bosch_hu.claims import CLAIMS, Grid, grid_of, judged
 from ablation.point import RESULTS, made_with, relevant, run_point, work
-from ablation.results import ARRAYS, CONTROLS, MAPPED, NETWORKS, SOME, SPACES, Found, flat, read_one
+from ablation.results import ARRAYS, MAPPED, NETWORKS, SOME, SPACES, Found, flat, read_one
 from ablation.study import COLUMNS, PARTS, axis_of, changes_of, cka, published, rate, study, those_of
 from simsiam.errors import UserError
 from simsiam.files import read_npz, write_json, write_npz
@@ -849,6 +849,9 @@ def table_of(root: Path, study: str, name: str, index: str) -> pd.DataFrame:
     return pd.read_csv(root / f"reports/study/{study}/{name}.csv").set_index(index)
 
 
+CONTROLS = [control.words for control in controls.CONTROLS.values()]
+
+
 def control(root: Path, name: str, seed: int, top1: float, **made: Any) -> None:
     """What `ablation.controls` would leave."""
     params = load(root / "params.yaml", [f"seed={seed}"])
@@ -878,11 +881,11 @@ def test_a_study_of_methods_has_its_ceiling_and_its_controls(
     assert "made with other" not in capsys.readouterr().err
     folder = root / "reports/study/methods"
     table = table_of(root, "methods", "table", "point")
-    assert list(table.index) == ["d512", "simclr", "supervised", *CONTROLS.values()]
+    assert list(table.index) == ["d512", "simclr", "supervised", *CONTROLS]
     assert table["role"].fillna("").tolist() == ["", "", "ceiling", "control", "control"]
-    assert drawn.pop("accuracy") == ["d512", "simclr", "supervised", *CONTROLS.values()]
+    assert drawn.pop("accuracy") == ["d512", "simclr", "supervised", *CONTROLS]
     assert drawn == {name: ["d512", "simclr", "supervised"] for name in ("learning", "looks", "spectra", "maps")}
-    of_patches, of_blocks = (table.loc[words] for words in CONTROLS.values())
+    of_patches, of_blocks = (table.loc[words] for words in CONTROLS)
     assert of_patches["seeds"] == 2 and of_patches["linear_eval.backbone.top1"] == pytest.approx(0.72)
     assert of_patches["linear_eval.backbone.top1_sd"] == pytest.approx(0.04 / 2**0.5, abs=1e-6)
     assert of_patches[["embed.knn.backbone", "linear_eval.few_labels.1%.backbone.top1"]].tolist() == [0.35, 0.3]
@@ -890,17 +893,17 @@ def test_a_study_of_methods_has_its_ceiling_and_its_controls(
     assert (of_blocks["seeds"], of_blocks["linear_eval.backbone.top1"]) == (1, 0.4)
     trained, features = (table_of(root, "methods", name, "point") for name in ("training", "features"))
     assert list(trained.index) == ["d512", "simclr", "supervised"]
-    assert list(features.index) == list(table.index) and features.loc[CONTROLS["patches"], "embed.rankme.backbone"] == 55
+    assert list(features.index) == list(table.index) and features.loc[CONTROLS[0], "embed.rankme.backbone"] == 55
     assert trained.loc["simclr", ["pretrain.images_per_second", "pretrain.peak_memory"]].tolist() == [1500.5, 700]
     assert features.loc["simclr", [f"embed.{name}.latent" for name in ("alignment", "uniformity")]].tolist() == [0.3, -2.5]
     caption = json.loads((folder / "study.json").read_text())["tables"]["table"]
-    assert "The ceiling learned from all labels" in caption and "The controls are not trained" in caption
+    assert "The ceiling learned from all labels" in caption and "The controls have no trained network" in caption
     text = "".join((folder / f"{name}.md").read_text() for name in ("table", "training", "features"))
     assert "1 % of the labels: linear" in text and "pretraining: images/s" in text and "explained variance: latent" in text
 
     other = json.loads((root / "reports/study/dimension/study.json").read_text())  # of one method
     assert "ceiling" not in other["tables"]["table"] and "published" not in other["tables"]
-    assert not {*CONTROLS.values()} & {*table_of(root, "dimension", "table", "point").index}
+    assert not {*CONTROLS} & {*table_of(root, "dimension", "table", "point").index}
 
 
 def test_a_control_of_other_images_is_marked_and_a_damaged_one_named(
@@ -908,9 +911,9 @@ def test_a_control_of_other_images_is_marked_and_a_damaged_one_named(
 ) -> None:
     control(root, "patches", 0, 0.7, images="others")
     study(root)
-    assert table_of(root, "methods", "table", "point").loc[CONTROLS["patches"], "stale"] == "images"
+    assert table_of(root, "methods", "table", "point").loc[CONTROLS[0], "stale"] == "images"
     stale = json.loads((root / "reports/study/methods/study.json").read_text())["stale"]
-    assert stale == [f"{CONTROLS['patches']}, seed 0: other images"]
+    assert stale == [f"{CONTROLS[0]}, seed 0: other images"]
     assert "study: patches, seed 0 was made with other images" in capsys.readouterr().err
     path = root / controls.RESULTS / "patches/0.json"
     for key, value in {
@@ -1111,12 +1114,12 @@ def test_a_study_of_methods_from_the_images_to_the_page(
     page = json.loads((tmp_path / "reports/study/methods/study.json").read_text())
     assert list(page["tables"]) == ["table", "features", "training", "cka", "published"]
     assert list(page["figures"]) == ["accuracy", "learning", "looks", "spectra", "maps"] and page["missing"] == []
-    assert list(table_of(tmp_path, "methods", "table", "point").index) == ["simsiam", "supervised", CONTROLS["patches"]]
+    assert list(table_of(tmp_path, "methods", "table", "point").index) == ["simsiam", "supervised", CONTROLS[0]]
     table = pd.concat([table_of(tmp_path, "methods", name, "point") for name in PARTS], axis=1)
     numbers = [name for name in COLUMNS if "." in name and "1%" not in name]  # 1 % of 400 labels are too few
     numbers.remove(of_control := "embed.knn_standardised.backbone")
     assert table.loc[["simsiam", "supervised"], numbers].notna().all(axis=None)
-    assert table.loc[CONTROLS["patches"], of_control] == 0.4
+    assert table.loc[CONTROLS[0], of_control] == 0.4
     looks = read_one(tmp_path / RESULTS / "simsiam/0", {}).looks()
     assert looks.shape == (2,) and ((looks >= 0) & (looks <= 1)).all()
     alike = table_of(tmp_path, "methods", "cka", "point")

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ablation import controls
 from simsiam import code, fitting
-from simsiam.engine import pick_device
 from simsiam.errors import UserError
 from simsiam.features import extract as features_of
 from simsiam.images import ImageSet, to_tensor
@@ -30,6 +29,12 @@ CPU = torch.device("cpu")
 def params() -> Params:
     changes = ["ablation.patches.centroids=20", "ablation.patches.patches=5000", "linear_eval.few_labels=[0.01, 0.25]"]
     return load(ROOT / "params.yaml", [*changes, "linear_eval.draws=2", "seed=3"])
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As what is expected is computed there, to the last digit."""
+    monkeypatch.setattr(controls, "pick_device", lambda: CPU)
 
 
 @pytest.fixture
@@ -71,9 +76,9 @@ def test_a_control_leaves_what_was_measured(params: Params, root: Path, cifar: I
     assert few["25%"]["backbone"]["sd"] > 0  # each draw takes other images
 
 
-def test_random_blocks_are_the_random_encoder_with_full_blocks(params: Params, cifar: ImageSet) -> None:
+def test_random_blocks_are_those_of_the_random_encoder_but_not_zero_initialised(params: Params, cifar: ImageSet) -> None:
     """Every weight is the random encoder's but those of each block's last BatchNorm; so more of the image is seen."""
-    train, test = controls.of_random_blocks(params, cifar, pick_device())
+    train, test = controls.of_random_blocks(params, cifar, CPU)
     assert (len(train), len(test)) == (400, 100)
     encoder = build(params, cifar, fitting.model(params.chosen.model, cifar)).encoder
     before = features_of(encoder, to_tensor(cifar.x_test, CPU))[0]
@@ -92,7 +97,7 @@ def test_random_blocks_are_the_random_encoder_with_full_blocks(params: Params, c
         return int((image.grad.abs().sum(1) > 0).sum())
 
     assert not np.array_equal(test, before)
-    assert seen(encoder.backbone) == 1024 > seen(build(params, cifar).encoder.backbone)
+    assert (seen(encoder.backbone), seen(build(params, cifar).encoder.backbone)) == (1024, 25)
 
 
 def test_one_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,35 +107,48 @@ def test_one_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch, cap
     assert capsys.readouterr().err == "error: patch is no control: there are patches and random_blocks\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "change"), [("patches", "ablation.patches.centroids=21"), ("random_blocks", "recipes.laptop.model.width=24")]
+)
 def test_it_is_made_once_and_anew_where_something_else_is_asked_for(
-    params: Params, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, change: str
 ) -> None:
-    made: list[Any] = []
+    made: list[str] = []
 
     def counted(name: str, params: Params, images: ImageSet) -> dict[str, int]:
-        made.append(params.ablation.patches)
+        made.append(name)
         return {"n": len(made)}
 
+    def run(*changes: str) -> int:
+        controls.run(name, load(ROOT / "params.yaml", list(changes)), root)
+        return int(json.loads(path.read_text())["n"])
+
     monkeypatch.setattr(controls, "measure", counted)
-    path = root / "ablation/results/patches/3.json"
-    for _ in range(2):
-        controls.run("patches", params, root)
-        assert json.loads(path.read_text())["n"] == 1
-    assert "there already" in capsys.readouterr().err
-    larger = params.ablation.model_copy(update={"patches": params.ablation.patches.model_copy(update={"centroids": 21})})
-    controls.run("patches", params.model_copy(update={"ablation": larger}), root)
-    assert json.loads(path.read_text())["n"] == 2 and made[1].centroids == 21
-    monkeypatch.setattr(code, "digest", lambda *given, method: "other")
-    controls.run("patches", params.model_copy(update={"ablation": larger}), root)
-    assert json.loads(path.read_text())["n"] == 3
-    for other in ({"latent_dim": 7, "method": "other"}, {"latent_dim": 9, "method": "another"}):  # no encoder: all the same
-        controls.run("patches", params.model_copy(update=other), root)  # the first size again
-    assert json.loads(path.read_text())["n"] == 4
+    path = root / f"ablation/results/{name}/3.json"
+    assert [run("seed=3"), run("seed=3")] == [1, 1] and "there already" in capsys.readouterr().err
+    assert [run("seed=3", change), run("seed=3", change)] == [2, 2]
+    assert run("seed=3") == 3
+    assert run("seed=3", "method=simclr", "latent_dim=7") == 3  # which what is not trained does not depend on
+    monkeypatch.setattr(code, "digest", lambda *given, method: f"other {method}")
+    assert [run("seed=3"), run("seed=3", "method=simclr")] == [4, 4]
     path.write_text("{")
-    controls.run("patches", params, root)
-    assert json.loads(path.read_text())["n"] == 5
-    controls.run("patches", params.model_copy(update={"seed": 4}), root)
-    assert {p.name for p in path.parent.iterdir()} == {"3.json", "4.json"}
+    assert run("seed=3") == 5
+    controls.run(name, load(ROOT / "params.yaml", ["seed=4"]), root)
+    assert {p.name for p in path.parent.iterdir()} == {"3.json", "4.json"} and set(made) == {name}
+
+
+def test_both_are_measured_where_none_is_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch, images: Tensor, cifar: ImageSet
+) -> None:
+    monkeypatch.chdir(root)
+    (root / "params.yaml").symlink_to(ROOT / "params.yaml")
+    monkeypatch.setattr("sys.argv", ["controls", "--seed", "4"])
+    monkeypatch.setitem(controls.CONTROLS, "patches", controls.CONTROLS["random_blocks"])  # which is quicker
+    controls.main()
+    found = [json.loads((root / f"ablation/results/{name}/4.json").read_text()) for name in controls.CONTROLS]
+    assert [each["point"] for each in found] == ["patches", "random_blocks"]
+    _, test = controls.of_random_blocks(load(ROOT / "params.yaml", ["seed=4"]), cifar, CPU)
+    assert [each["embed"]["rankme"]["backbone"] for each in found] == [rankme(test)] * 2
 
 
 def test_a_run_that_fails_leaves_the_old_result(params: Params, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
