@@ -28,7 +28,7 @@ PANELS = {  # title -> a line's number -> its name, colour and style
 
 
 def accuracy_figure(points: Points, axis: Axis | None) -> Figure:
-    """Top-1 of each point, beside the controls: against the axis where there is one, else by name.
+    """Top-1 of each point, beside the controls: against the axis where there is one, else a row for each name.
 
     Bars are the deviation over seeds or, where a point has one seed, the 95 % interval that the test images allow.
     """
@@ -37,8 +37,9 @@ def accuracy_figure(points: Points, axis: Axis | None) -> Figure:
     panels = {
         title: lines for title, lines in PANELS.items() if any(key in found.numbers for key in lines for found in every)
     }
-    figure = Figure(figsize=(max(6, 4.6 * len(panels)), 5.6), layout="constrained")
-    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    size = (max(6, 4.6 * len(panels)), 5.6) if axis else (3 + 3.6 * len(panels), 2 + 0.35 * len(points))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(1, len(panels), sharex=not axis, sharey=True, squeeze=False)[0]
     x = places(points, axis)
     for axes, (title, lines) in zip(grid, panels.items(), strict=True):
         for number, (key, (name, colour, style)) in enumerate(lines.items()):
@@ -48,10 +49,9 @@ def accuracy_figure(points: Points, axis: Axis | None) -> Figure:
             alone = 1.96 * np.sqrt(means * (1 - means) / images)
             bars = [np.std(f, ddof=1) if len(f) > 1 else bar for (_, f), bar in zip(values, alone, strict=True)]
             shift = 0 if axis else 0.08 * (number - (len(lines) - 1) / 2)  # so that bars do not lie on each other
+            along, top1, half = [place + shift for place, _ in values], 100 * means, 100 * np.array(bars)
             axes.errorbar(
-                [place + shift for place, _ in values],
-                100 * means,
-                100 * np.array(bars),
+                **{"x": along, "y": top1, "yerr": half} if axis else {"x": top1, "y": along, "xerr": half},
                 fmt=f"o{style if axis else ''}",
                 color=colour,
                 label=name,
@@ -59,10 +59,11 @@ def accuracy_figure(points: Points, axis: Axis | None) -> Figure:
                 markersize=5,
                 markerfacecolor=colour if style == "-" else "white",
             )
-        axes.axhline(100 / len(every[0].result["classes"]), color="black", linestyle=":", linewidth=1, label="chance")
+        chance = {"color": "black", "linestyle": ":", "linewidth": 1, "label": "chance"}
+        (axes.axhline if axis else axes.axvline)(100 / len(every[0].result["classes"]), **chance)
         axes.set_title(title)
         ticks(axes, x, axis)
-    grid[0].set(ylabel="top-1 (%)", ylim=(0, None))
+    grid[0].set(**{"ylabel": "top-1 (%)", "ylim": (0, None)} if axis else {"xlim": (0, None)})
     legend(figure, *grid)
     words = [f"deviation over {' or '.join(str(n) for n in sorted(seeds) if n > 1)} seeds"] * (max(seeds) > 1)
     words += [f"95 % interval of {images:,} test images{' where there is one seed' * (max(seeds) > 1)}"] * (1 in seeds)
@@ -210,17 +211,17 @@ def maps(found: Found) -> pd.DataFrame:
 
 
 def places(points: Points, axis: Axis | None) -> dict[str, float]:
-    """Where each point stands on the x axis, from left to right."""
+    """Where each point stands on the axis, in order."""
     if axis is None:
         return {point: float(number) for number, point in enumerate(points)}
     return {point: axis[1][point] for point in sorted(points, key=axis[1].__getitem__)}
 
 
 def ticks(axes: Axes, x: dict[str, float], axis: Axis | None) -> None:
-    """Label the x axis with the key and its values, logarithmic where they span more than a factor of ten, or with names."""
+    """Label the x axis with the key and its values, logarithmic where they span more than a factor of ten, or the rows."""
     if axis is None:
-        axes.set_xticks(list(x.values()), list(x), rotation=50, ha="right", rotation_mode="anchor")
-        axes.set_xlim(-0.5, len(x) - 0.5)
+        axes.set_yticks(list(x.values()), list(x))
+        axes.set(xlabel="top-1 (%)", ylim=(len(x) - 0.5, -0.5))
     else:
         values = list(x.values())
         wide = values[0] > 0 and values[-1] > 10 * values[0]

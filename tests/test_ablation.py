@@ -827,7 +827,13 @@ def test_accuracy_stands_at_the_axis_with_the_right_bars() -> None:
     half = 196 * np.sqrt(alone[0] * (1 - alone[0]) / TEST_IMAGES)
     assert [heights[0] / 2, heights[2] / 2] == pytest.approx([100 * np.std(of_two, ddof=1), half])
     named = accuracy_figure(points, None).axes[0]
-    assert [text.get_text() for text in named.get_xticklabels()] == ["d512", "d2", "d32"]
+    assert [text.get_text() for text in named.get_yticklabels()] == ["d512", "d2", "d32"] and named.yaxis_inverted()
+    bars = next(each for each in named.containers if each.get_label() == "latent")
+    line, _, (segments,) = bars.lines
+    assert list(line.get_xdata()[:2]) == pytest.approx([100 * alone[0], 100 * np.mean(of_two)])
+    assert [round(row) for row in line.get_ydata()] == [0, 1, 2]
+    lengths = [segment[1, 0] - segment[0, 0] for segment in segments.get_segments()]
+    assert [lengths[0] / 2, lengths[1] / 2] == pytest.approx([half, 100 * np.std(of_two, ddof=1)])
 
 
 def test_a_method_has_a_colour_and_its_points_have_lines() -> None:
