@@ -73,16 +73,38 @@ def test_other_names_are_refused(tiny: EncoderSettings, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["card.json", "backbone.safetensors", "projector.safetensors", "linear.safetensors"])
-@pytest.mark.parametrize("fault", ["missing", "short", "other"])
+@pytest.mark.parametrize("fault", ["missing", "short", "other", "of another release"])
 def test_a_damaged_folder_is_refused(tiny: EncoderSettings, tmp_path: Path, name: str, fault: str) -> None:
     released.write(tmp_path, Encoder(tiny), heads(tiny), {})
     path = tmp_path / name
     if fault == "missing":
         path.unlink()
+    elif fault == "of another release":
+        released.write(tmp_path / "other", Encoder(but(tiny, seed=tiny.seed + 1)), heads(tiny), {})
+        (tmp_path / "other" / name).replace(path)
     else:
         path.write_bytes(path.read_bytes()[:50] if fault == "short" else b"something else")
     with pytest.raises(UserError, match="get it anew"):
         released.read(tmp_path)
+
+
+def test_a_full_disk_leaves_the_old_folder_whole(
+    tiny: EncoderSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released.write(tmp_path, Encoder(tiny), heads(tiny), {})
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    write_bytes, written = released.write_bytes, []
+
+    def full(path: Path, content: bytes) -> None:
+        written.append(path.name)
+        if len(written) == 3:
+            raise UserError("the disk is full")
+        write_bytes(path, content)
+
+    monkeypatch.setattr(released, "write_bytes", full)
+    with pytest.raises(UserError, match="full"):
+        released.write(tmp_path, Encoder(but(tiny, seed=tiny.seed + 1)), heads(tiny), {})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_the_released_encoder_is_what_its_card_says(cifar: ImageSet, images: Tensor) -> None:
