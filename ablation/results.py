@@ -26,6 +26,7 @@ MEASURED = (
 SPACES = ("backbone", "latent", "random_backbone", "random_latent")
 MAPPED = ("backbone", "latent", "random_backbone", "finetuned")
 NETWORKS = ("frozen", "finetuned", "random")
+CONTROL_KEYS = {"point", "seed", "classes", "test_images", "linear_eval", "embed", "control", "made_with"}
 NUMBERS = {  # stage -> the numbers that it must have found
     "pretrain": ("loss", "z_std", "rankme", "epochs", "seconds"),
     "embed": tuple(f"{name}.{space}" for name in ("knn", "rankme") for space in SPACES),
@@ -143,6 +144,7 @@ def read_controls(root: Path, params: Params, seeds: Sequence[int], images: str)
             shares += [value for key, value in numbers.items() if key.endswith(".top1") or key.startswith("embed.knn.")]
             good = (content.get("point"), content.get("seed")) == (name, seed) and all(0 <= share <= 1 for share in shares)
             kinds = {"classes": list, "made_with.params.seed": int}
+            good = good and set(result) <= CONTROL_KEYS and "stages" not in result.get("made_with", {})
             if not good or any(type(content.get(key)) is not kind for key, kind in kinds.items()):
                 raise UserError(f"{path} is no result of the control {name}: {how}")
             now = controls.made_with(name, params.model_copy(update={"seed": seed}), images)

@@ -928,6 +928,8 @@ def test_a_control_of_other_images_is_marked_and_a_damaged_one_named(
         "embed.knn.backbone": -5.0,
         "embed": {},
         "made_with": {},
+        "made_with.stages": 5,
+        "pretrain": [3],
         "classes": ...,
         "": [1],
     }.items():

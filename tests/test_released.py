@@ -12,7 +12,7 @@ from torchvision.models import resnet18
 from simsiam import released
 from simsiam.errors import UserError
 from simsiam.features import extract
-from simsiam.files import read_json
+from simsiam.files import read_json, write_bytes
 from simsiam.images import ImageSet
 from simsiam.metrics import knn_scores, nearest, top_k
 from simsiam.networks import Encoder
@@ -93,7 +93,7 @@ def test_a_full_disk_leaves_the_old_folder_whole(
 ) -> None:
     released.write(tmp_path, Encoder(tiny), heads(tiny), {})
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    write_bytes, written = released.write_bytes, []
+    written: list[str] = []
 
     def full(path: Path, content: bytes) -> None:
         written.append(path.name)
