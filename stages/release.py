@@ -9,15 +9,23 @@ from argparse import ArgumentParser, RawTextHelpFormatter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from simsiam import released
 from simsiam.checkpoint import load_weights
 from simsiam.errors import UserError
-from simsiam.images import ImageSet
+from simsiam.features import extract
+from simsiam.files import read_npz
+from simsiam.images import ImageSet, to_tensor
+from simsiam.metrics import top_k
 from simsiam.networks import Encoder, load_encoder
 from stages.common import Metrics, load_images, plainly
 from stages.numbers import of_another_shape, read_metrics
 
 SPACES = ("backbone", "latent")
+LOOKED_AT = 100  # test images whose features are made again
+ROUNDING = 0.01  # of the largest feature: what TF32 or another processor may change
 
 
 def release(root: Path, folder: Path) -> None:
@@ -35,6 +43,7 @@ def release(root: Path, folder: Path) -> None:
         raise UserError("models/linear.pt does not hold the linear heads: delete it and run `dvc repro`") from None
     with of_another_shape(root):
         belong_together(metrics, images, encoder, shapes)
+        score_alike(root, metrics, images, encoder, heads)
         card = card_of(metrics, images)
     released.write(folder, encoder, {space: heads[space] for space in SPACES}, card)
 
@@ -61,6 +70,22 @@ def belong_together(metrics: Metrics, images: ImageSet, encoder: Encoder, shapes
         ),
     ):
         if any(other[key] != value for key, value in one.items()):
+            raise UserError(f"release: {what} are of different runs: `dvc repro` first")
+
+
+def score_alike(
+    root: Path, metrics: Metrics, images: ImageSet, encoder: Encoder, heads: dict[str, released.Weights]
+) -> None:
+    """Raises UserError where the features are not the encoder's, of these images, or the classifiers score otherwise on them."""
+    features = read_npz(root / "data/features.npz", *(f"{space}_test" for space in SPACES))
+    of_some = extract(encoder, to_tensor(images.x_test[:LOOKED_AT], torch.device("cpu")), name="")
+    for space, ours in zip(SPACES, of_some, strict=True):
+        theirs, head = features[f"{space}_test"], heads[space]
+        if len(theirs) != len(images.y_test) or np.abs(ours - theirs[:LOOKED_AT]).max() > ROUNDING * np.abs(theirs).max():
+            raise UserError("release: data/features.npz is of another encoder or other images: `dvc repro` first")
+        top1 = top_k(theirs @ head["weight"].numpy().T + head["bias"].numpy(), images.y_test, 1)
+        if abs(top1 - metrics["linear_eval"][space]["top1"]) > 2 / len(theirs):  # a tie or two
+            what = "models/linear.pt and reports/metrics/linear_eval.json"
             raise UserError(f"release: {what} are of different runs: `dvc repro` first")
 
 

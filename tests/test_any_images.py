@@ -330,5 +330,19 @@ def test_what_is_released_is_of_one_run(medmnist: Run, without_labels: Run, tmp_
         with pytest.raises(UserError, match=rf"{stage}\.json are of different runs"):
             release(root, tmp_path / "none")
         write_json(root / f"reports/metrics/{stage}.json", {stage: medmnist.metrics[stage]})
+    save_weights(root / "models/linear.pt", {space: head | {"bias": head["bias"].flip(0)} for space, head in heads.items()})
+    with pytest.raises(UserError, match=r"linear\.pt and .*linear_eval\.json are of different runs"):
+        release(root, tmp_path / "none")
+    save_weights(root / "models/linear.pt", heads)
+    first = next(encoder.backbone.parameters())
+    kept = first.detach().clone()
+    with torch.no_grad():  # as another training of the same settings would leave it
+        first.mul_(-1)
+    save_encoder(root / "models/encoder.pt", encoder)
+    with pytest.raises(UserError, match=r"features\.npz is of another encoder or other images"):
+        release(root, tmp_path / "none")
+    with torch.no_grad():
+        first.copy_(kept)
+    save_encoder(root / "models/encoder.pt", encoder)
     release(root, tmp_path / "again")
     assert not (tmp_path / "none").exists()
