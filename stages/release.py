@@ -76,7 +76,7 @@ def belong_together(metrics: Metrics, images: ImageSet, encoder: Encoder, shapes
 def score_alike(
     root: Path, metrics: Metrics, images: ImageSet, encoder: Encoder, heads: dict[str, released.Weights]
 ) -> None:
-    """Raises UserError where the features are not the encoder's, of these images, or the classifiers score otherwise on them."""
+    """Raises UserError where the features are not the encoder's, of these images, or the classifiers score otherwise."""
     features = read_npz(root / "data/features.npz", *(f"{space}_test" for space in SPACES))
     of_some = extract(encoder, to_tensor(images.x_test[:LOOKED_AT], torch.device("cpu")), name="")
     for space, ours in zip(SPACES, of_some, strict=True):
