@@ -38,8 +38,8 @@ def release(root: Path, folder: Path) -> None:
         raise UserError("release: the images have no labels, so there is no classifier, nor a score, to pass on")
     encoder, heads = load_encoder(root / "models/encoder.pt"), load_weights(root / "models/linear.pt")
     try:
-        shapes = {space: tuple(heads[space]["weight"].shape) for space in SPACES}
-    except (KeyError, TypeError, AttributeError):
+        shapes = {space: (*heads[space]["bias"].shape, heads[space]["weight"].shape[1]) for space in SPACES}
+    except (LookupError, TypeError, AttributeError):
         raise UserError("models/linear.pt does not hold the linear heads: delete it and run `dvc repro`") from None
     with of_another_shape(root):
         belong_together(metrics, images, encoder, shapes)

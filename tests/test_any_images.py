@@ -315,9 +315,10 @@ def test_what_is_released_is_of_one_run(medmnist: Run, without_labels: Run, tmp_
     )
     with pytest.raises(UserError, match=r"linear\.pt and .* are of different runs: `dvc repro` first"):
         release(root, tmp_path / "none")
-    save_weights(root / "models/linear.pt", {"backbone": heads["backbone"]})
-    with pytest.raises(UserError, match=r"linear\.pt does not hold the linear heads"):
-        release(root, tmp_path / "none")
+    for damaged in ({"backbone": heads["backbone"]}, {space: {"weight": head["weight"]} for space, head in heads.items()}):
+        save_weights(root / "models/linear.pt", damaged)
+        with pytest.raises(UserError, match=r"linear\.pt does not hold the linear heads"):
+            release(root, tmp_path / "none")
     save_weights(root / "models/linear.pt", heads)
     encoder = load_encoder(root / "models/encoder.pt")
     for changes in ({"seed": 1}, {"latent_dim": 4}, {"first_filters": "random", "filters": ()}):
