@@ -209,7 +209,8 @@ def controls_of(points: Points, measured: list[Found]) -> Points:
     """What a study of several methods has besides its points: the controls, where they were measured."""
     if len({results[0].params["method"] for results in points.values()}) == 1:
         return {}
-    found = {control.words: [each for each in measured if each.point == control.words] for control in CONTROLS.values()}
+    with_numbers = [each for each in measured if each.numbers]  # of the study's stages
+    found = {control.words: [each for each in with_numbers if each.point == control.words] for control in CONTROLS.values()}
     return {words: results for words, results in found.items() if results}
 
 

@@ -89,6 +89,7 @@ def ours(model: Any, pictures: Tensor, settings: Pretrain, steps: int, warm_up: 
     for epochs, count in ((1, warm_up), (2, steps)):
         some, size = settings.model_copy(update={"epochs": epochs}), count * settings.batch_size
         ends.clear()
+        torch.compiler.reset()  # what was compiled for a training of this model would call that one's hooks
         known = None if labels is None else labels[:size]
         pretrain(model, pictures[:size], known, settings=some, seed=0, on_epoch=note)
     return ends[1] - ends[0]
@@ -216,12 +217,14 @@ def main() -> None:
     parser.add_argument(
         "--compile", choices=["always", "never"], default="never", help="torch.compile for `ours` and `bare`"
     )
+    parser.add_argument("--recipe", choices=list(LATENT_DIM), action="append", help="of these alone; without, of all")
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="of other settings, as `dvc exp run -S` has them")
     parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/throughput"), help="path without its ending")
     options = parser.parse_args()
     device, data = pick_device(), images.load(Path("data/images.npz"))
     results: dict[str, Any] = {}
-    for name in BATCH[device.type]:
-        params = load(Path("params.yaml"), [f"recipe={name}", f"latent_dim={LATENT_DIM[name]}"])
+    for name in options.recipe or LATENT_DIM:
+        params = load(Path("params.yaml"), [f"recipe={name}", f"latent_dim={LATENT_DIM[name]}", *options.changes])
         results[name] = measure(name, params, data, device, options.rounds, options.compile)
         # Only now is a GPU in use, whose name is asked for.
         where = machine() | {"lightly": version("lightly") if has_lightly() else "not installed"}

@@ -23,8 +23,8 @@ from ablation.compare import Estimate, contrast, difference
 from ablation.figures import accuracy_figure, looks_figure, maps_figure, styles
 from ablation.lind_bosch_hu.claims import CLAIMS, Grid, grid_of, judged
 from ablation.point import RESULTS, made_with, relevant, run_point, work
-from ablation.results import ARRAYS, MAPPED, NETWORKS, SOME, SPACES, Found, flat, read_one
-from ablation.study import COLUMNS, PARTS, axis_of, changes_of, cka, published, rate, study, those_of
+from ablation.results import ARRAYS, MAPPED, NETWORKS, SOME, SPACES, Found, flat, read, read_controls, read_one
+from ablation.study import COLUMNS, PARTS, axis_of, changes_of, cka, controls_of, only, published, rate, study, those_of
 from simsiam.errors import UserError
 from simsiam.files import read_npz, write_json, write_npz
 from simsiam.images import ImageSet
@@ -910,6 +910,15 @@ def test_a_study_of_methods_has_its_ceiling_and_its_controls(
     other = json.loads((root / "reports/study/dimension/study.json").read_text())  # of one method
     assert "ceiling" not in other["tables"]["table"] and "published" not in other["tables"]
     assert not {*CONTROLS} & {*table_of(root, "dimension", "table", "point").index}
+
+
+def test_a_study_whose_stages_measure_no_control_has_none(root: Path) -> None:
+    control(root, "patches", 0, 0.7)
+    params = load(root / "params.yaml")
+    found, measured = read(root, params, ""), read_controls(root, params, [0], "")
+    points = {name: [found[name, 0]] for name in ("d512", "simclr")}
+    for stages, expected in ((["pretrain"], []), (["pretrain", "embed"], [CONTROLS[0]])):
+        assert list(controls_of(points, [only(each, stages) for each in measured])) == expected
 
 
 def test_a_control_of_other_images_is_marked_and_a_damaged_one_named(

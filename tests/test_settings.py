@@ -361,6 +361,7 @@ def test_a_stage_ends_in_one_line_without_a_traceback(tmp_path: Path) -> None:
         ({"ablation.studies.dimension.seeds": [0, 0]}, "one of them stands there twice"),
         ({"ablation.studies.dimension.points": ["d2", "d2"]}, "one of them stands there twice"),
         ({"ablation.points.d2": {"seed": 3}}, "point d2 cannot change seed"),
+        ({"ablation.points.patches": {"latent_dim": 3}}, "a point cannot be called patches"),
         ({"ablation.points.d2": {"data.source": "npm"}}, "study dimension: point d2 has other images"),
         ({"explain.mass_images": 1}, "one image has no interval"),
     ],
