@@ -28,6 +28,7 @@ from benchmarks.peers import lightly_steps, plain_steps
 from simsiam import images
 from simsiam.augment import random_views
 from simsiam.engine import Recorded, pick_device, resolve_precision
+from simsiam.errors import UserError
 from simsiam.files import write_json
 from simsiam.images import ImageSet, to_tensor
 from simsiam.machine import machine
@@ -37,6 +38,7 @@ from simsiam.settings import Params, Pretrain, load
 from stages.common import plainly
 
 LATENT_DIM = {"laptop": 512, "report": 512, "paper": 2048}
+OUT = Path("reports/benchmarks/throughput")
 BATCH = {"cpu": {"laptop": 128, "report": 128, "paper": 64}, "cuda": {"laptop": 128, "report": 128, "paper": 512}}
 # That are timed in a round.
 STEPS = {"cpu": {"laptop": 60, "report": 15, "paper": 4}, "cuda": {"laptop": 200, "report": 200, "paper": 50}}
@@ -189,7 +191,7 @@ def measure(name: str, params: Params, data: ImageSet, device: torch.device, rou
     views_seconds = (time.perf_counter() - started) / steps
     return {
         "batch_size": batch,
-        "latent_dim": LATENT_DIM[name],
+        "latent_dim": params.latent_dim,
         "precision": precision,
         "compile": compile,
         "steps_a_round": steps,
@@ -219,8 +221,14 @@ def main() -> None:
     )
     parser.add_argument("--recipe", choices=list(LATENT_DIM), action="append", help="of these alone; without, of all")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="of other settings, as `dvc exp run -S` has them")
-    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks/throughput"), help="path without its ending")
+    parser.add_argument("--out", type=Path, help=f"path without its ending (without, {OUT})")
     options = parser.parse_args()
+    keys = {each.split("=")[0].split(".")[-1] for each in options.changes}
+    if keys & {"recipe", "batch_size", "compile"}:
+        raise UserError("recipes are named by --recipe, compiling by --compile, and the batches are fixed")
+    if not options.out and (options.recipe or options.changes or options.compile == "always"):
+        raise UserError(f"this is not what {OUT}.json is about: say with --out where to write it")
+    out = options.out or OUT
     device, data = pick_device(), images.load(Path("data/images.npz"))
     results: dict[str, Any] = {}
     for name in options.recipe or LATENT_DIM:
@@ -228,7 +236,8 @@ def main() -> None:
         results[name] = measure(name, params, data, device, options.rounds, options.compile)
         # Only now is a GPU in use, whose name is asked for.
         where = machine() | {"lightly": version("lightly") if has_lightly() else "not installed"}
-        write_json(options.out.with_suffix(".json"), {"machine": where, "rounds": options.rounds, "models": results})
+        about = {"machine": where, "rounds": options.rounds, "changes": options.changes}
+        write_json(out.with_suffix(".json"), about | {"models": results})
     for name, result in results.items():
         print(f"\n{name}: batch {result['batch_size']}, {result['precision']}, {result['gflop_per_pair']} GFLOP a pair")
         for loop, rate in result["pairs_per_second"].items():
@@ -247,7 +256,7 @@ def main() -> None:
         from simsiam.plots import save
     except ImportError as error:
         sys.exit(f"no figure was drawn: {error}")
-    save(options.out.with_suffix(".png"), throughput_figure(results, LOOPS, where["device"]))
+    save(out.with_suffix(".png"), throughput_figure(results, LOOPS, where["device"]))
 
 
 if __name__ == "__main__":

@@ -251,7 +251,7 @@ class Ablation(Section):
     @model_validator(mode="after")
     def _defined(self) -> Self:
         if taken := sorted({"patches", "random_blocks", "search"} & self.points.keys()):  # folders of ablation/results
-            raise ValueError(f"a point cannot be called {taken[0]}, as what stands in ablation/results/{taken[0]} is")
+            raise ValueError(f"a point cannot be called {taken[0]}: ablation/results/{taken[0]} has other results")
         for name, changes in self.points.items():
             if useless := [key for key in changes if key.split(".")[0] in ("seed", "report", "ablation")]:
                 raise ValueError(f"point {name} cannot change {useless[0]}: seeds are a study's")

@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
+from ablation.controls import CONTROLS
 from simsiam.errors import UserError
 from simsiam.settings import Params, changed, check, load, load_point, percent
 from tests.some import PLAIN
@@ -361,7 +362,10 @@ def test_a_stage_ends_in_one_line_without_a_traceback(tmp_path: Path) -> None:
         ({"ablation.studies.dimension.seeds": [0, 0]}, "one of them stands there twice"),
         ({"ablation.studies.dimension.points": ["d2", "d2"]}, "one of them stands there twice"),
         ({"ablation.points.d2": {"seed": 3}}, "point d2 cannot change seed"),
-        ({"ablation.points.patches": {"latent_dim": 3}}, "a point cannot be called patches"),
+        *(
+            ({f"ablation.points.{name}": {"latent_dim": 3}}, f"a point cannot be called {name}")
+            for name in ("search", *CONTROLS)
+        ),
         ({"ablation.points.d2": {"data.source": "npm"}}, "study dimension: point d2 has other images"),
         ({"explain.mass_images": 1}, "one image has no interval"),
     ],
