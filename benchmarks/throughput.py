@@ -33,6 +33,7 @@ from simsiam.files import write_json
 from simsiam.images import ImageSet, to_tensor
 from simsiam.machine import machine
 from simsiam.methods import build
+from simsiam.methods.every import METHODS
 from simsiam.pretrain import pretrain
 from simsiam.settings import Params, Pretrain, load
 from stages.common import plainly
@@ -220,12 +221,14 @@ def main() -> None:
         "--compile", choices=["always", "never"], default="never", help="torch.compile for `ours` and `bare`"
     )
     parser.add_argument("--recipe", choices=list(LATENT_DIM), action="append", help="of these alone; without, of all")
-    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="of other settings, as `dvc exp run -S` has them")
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="of other settings, in the words of params.yaml")
     parser.add_argument("--out", type=Path, help=f"path without its ending (without, {OUT})")
     options = parser.parse_args()
-    keys = {each.split("=")[0].split(".")[-1] for each in options.changes}
-    if keys & {"recipe", "batch_size", "compile"}:
-        raise UserError("recipes are named by --recipe, compiling by --compile, and the batches are fixed")
+    keys = [each.split("=")[0].split(".") for each in options.changes]
+    if any(key[0] == "data" or key[-1] in ("recipe", "batch_size", "compile") for key in keys):
+        raise UserError("recipes are named by --recipe, compiling by --compile; images and batches are what they are here")
+    if options.rounds < 1:
+        raise UserError(f"--rounds is {options.rounds}: one at least")
     if not options.out and (options.recipe or options.changes or options.compile == "always"):
         raise UserError(f"this is not what {OUT}.json is about: say with --out where to write it")
     out = options.out or OUT
@@ -233,6 +236,8 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name in options.recipe or LATENT_DIM:
         params = load(Path("params.yaml"), [f"recipe={name}", f"latent_dim={LATENT_DIM[name]}", *options.changes])
+        if METHODS[params.method].labelled:
+            raise UserError(f"{params.method} learns from labels, which no loop here has")
         results[name] = measure(name, params, data, device, options.rounds, options.compile)
         # Only now is a GPU in use, whose name is asked for.
         where = machine() | {"lightly": version("lightly") if has_lightly() else "not installed"}
