@@ -1,6 +1,6 @@
 # make repro              set up .venv, run the pipeline, write reports/index.html
 # make test               set up .venv and pass the tests
-# make bench              throughput beside other libraries and in other arithmetic (about half an hour)
+# make bench              throughput beside other libraries and in other arithmetic (about an hour)
 # make soak              kill trainings at random moments and fail every write, and see that nothing is lost (long)
 # make test-cluster       run docs/cluster.md, line by line, on a Slurm of its own, and kill what runs there (long)
 # make clean-checkpoints  show what the checkpoint store holds, and free it
